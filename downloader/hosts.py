@@ -1,0 +1,89 @@
+"""Which hosts may be downloaded from: asked for every link and for every redirect."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import SplitResult, urlsplit
+
+from downloader.errors import HostNotAllowed, redacted
+
+__all__ = ["HostRules", "is_loopback"]
+
+
+@dataclass(frozen=True, slots=True)
+class HostRules:
+    """The hosts that may be downloaded from, matched without the port.
+
+    A pattern is a host name, an address, or `*.` and a domain, which stands for every name below
+    that domain but not for the domain itself. Only `https` is allowed, except on a loopback host
+    that is listed.
+    """
+
+    patterns: tuple[str, ...]
+
+    @classmethod
+    def of(cls, patterns: Iterable[str]) -> HostRules:
+        """Build the rules from patterns as they stand in the settings."""
+        return cls(tuple(_plain(pattern) for pattern in patterns if pattern.strip()))
+
+    def check(self, url: str) -> SplitResult:
+        """Return the parts of a link that may be followed.
+
+        Raises:
+            HostNotAllowed: the link is malformed, carries a user name, is not https, or leads to
+                a host that is not listed.
+        """
+        parts = _split(url)
+        host = _plain(parts.hostname or "")
+        if not host:
+            raise HostNotAllowed(f"{redacted(url)!r} is not a link to a host; nothing was fetched")
+        if parts.username is not None or parts.password is not None:
+            raise HostNotAllowed(
+                f"The link to {host} carries a user name, which no result link does; "
+                "it was not followed"
+            )
+        if not any(_matches(host, pattern) for pattern in self.patterns):
+            raise HostNotAllowed(
+                f"The link leads to the host {host}, which is not one of the allowed hosts "
+                f"({', '.join(self.patterns) or 'none'}); if it is right, add it to allowed_hosts"
+            )
+        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
+            raise HostNotAllowed(
+                f"The link to {host} is {parts.scheme or 'no scheme'}:, but only https is followed"
+            )
+        return parts
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether the host, a name or an address, is this machine's loopback."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _split(url: str) -> SplitResult:
+    # urlsplit drops tabs and newlines and accepts backslashes, which others read as slashes:
+    # what two readers may read differently is refused before anyone reads it.
+    if any(ord(character) <= 0x20 or character in '\\"<>' for character in url):  # noqa: PLR2004
+        raise HostNotAllowed("A link with blanks, quotes or control characters was not followed")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise HostNotAllowed(f"{redacted(url)!r} is not a link; nothing was fetched") from None
+    return parts
+
+
+def _plain(host: str) -> str:
+    return host.strip().lower().rstrip(".")
+
+
+def _matches(host: str, pattern: str) -> bool:
+    if pattern.startswith("*."):
+        return host.endswith(pattern[1:]) and len(host) > len(pattern) - 1
+    return host == pattern

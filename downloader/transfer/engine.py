@@ -1,0 +1,464 @@
+"""Runs the segments of one object side by side into one part file, and saves checkpoints.
+
+The first ranged GET is the probe as well: its reply tells the version and the size, and its body
+is the first segment's. From then on every request names that version (`If-Match`), and a reply
+about another one throws everything away rather than joining two versions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import aiohttp
+
+from downloader.concurrency import in_thread, run_together
+from downloader.errors import (
+    BadStoreReply,
+    DownloaderError,
+    LinkRefused,
+    ObjectChanged,
+    StoreUnavailable,
+    VerificationFailed,
+)
+from downloader.hosts import HostRules
+from downloader.progress import Reporter
+from downloader.transfer.checksum import EMPTY_CRC64, combine_crc64
+from downloader.transfer.link import Link
+from downloader.transfer.part_file import PartFile
+from downloader.transfer.patience import Patience
+from downloader.transfer.plan import PROBE_LENGTH, plan_segments, usable
+from downloader.transfer.ranged_get import Body, Version, ranged_get
+from downloader.transfer.segment_run import SegmentRun
+from downloader.transfer.throttle import RateLimit, SlowDown
+from state.records import Checkpoint
+
+__all__ = ["Checkpoints", "TransferOptions", "Transferred", "transfer_file"]
+
+MIB = 1024 * 1024
+BUFFER_BYTES = MIB  # handed to the disk at once: few large hops to the worker thread
+BUFFER_SECONDS = 0.2  # on a slow line, bytes are handed on after so long
+MAX_UNSAFE_BYTES = 8 * MIB  # of one segment, once the last checkpoint is a second old
+MIN_SAVE_SECONDS, MAX_SAVE_SECONDS = 0.2, 1.0  # between two checkpoints
+READ_BACK_BYTES = 32 * MIB  # read by one hop to the worker thread
+MAX_RESTARTS = 3  # of one transfer: a changed object, a checksum that is wrong
+MAX_RENEWALS = 2  # of the link, for one request
+MAX_IGNORED_RANGES = 3  # until a store that answers ranges with everything is taken at its word
+
+
+class Checkpoints(Protocol):
+    """Where the transfer's checkpoint is kept between runs."""
+
+    async def load(self) -> Checkpoint | None:
+        """Return what was saved last, if anything."""
+        ...
+
+    async def save(self, checkpoint: Checkpoint) -> None:
+        """Remember the checkpoint durably: when this returns, it survives a power loss."""
+        ...
+
+    async def clear(self) -> None:
+        """Forget the checkpoint durably."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferOptions:
+    """How a transfer goes about it; all transfers of a program share the two throttles."""
+
+    segments: int = 4  # connections for one file
+    segment_size: int = 64 * MIB  # bytes of one ranged request at the most
+    max_attempts: int = 10  # in a row without a new byte
+    retry_max_delay: float = 60.0  # seconds
+    min_free_space: int = 0  # bytes that stay free on the disk
+    rules: HostRules = field(default_factory=lambda: HostRules(()))
+    rate_limit: RateLimit = field(default_factory=lambda: RateLimit(None))
+    slow_down: SlowDown = field(default_factory=SlowDown)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transferred:
+    """What a finished transfer has proved: the version, and the CRC-64 of the bytes on disk."""
+
+    etag: str | None
+    size: int
+    crc64: int
+    crc64_confirmed: bool  # False if the store told no checksum to compare with
+    resumed_bytes: int  # found on disk, from earlier runs
+    received_bytes: int  # from the network, in this run
+
+
+async def transfer_file(
+    name: str,
+    *,
+    part_path: Path,
+    link: Link,
+    session: aiohttp.ClientSession,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+    options: TransferOptions,
+) -> Transferred:
+    """Bring one object into `part_path`, whole, synced, its CRC-64 equal to the store's.
+
+    Goes on from the checkpoint as far as the part file bears it out. When the object is replaced
+    meanwhile, or the finished bytes do not give the store's checksum, it starts again, a bounded
+    number of times. Cancelling it saves a last checkpoint.
+
+    Raises:
+        VerificationFailed: the checksum was wrong each time; nothing of it is believed later.
+        ObjectChanged: the object was replaced again and again.
+        TransferError, DiskError: as their names say; the checkpoint is kept.
+    """
+    received = 0
+    for restarts in range(MAX_RESTARTS + 1):
+        version = _OneVersion(
+            name,
+            part_path=part_path,
+            link=link,
+            session=session,
+            checkpoints=checkpoints,
+            reporter=reporter,
+            options=options,
+        )
+        try:
+            return await version.bring(received_before=received)
+        except (ObjectChanged, VerificationFailed) as error:
+            await version.throw_away()
+            received += version.received
+            if restarts == MAX_RESTARTS:
+                raise type(error)(f"{name}: {error}, {restarts + 1} times in a row") from error
+            reporter.note(f"{name}: {error}; starting this file again")
+    raise AssertionError  # the loop returns or raises
+
+
+class _RangesIgnored(Exception):
+    """The store keeps answering ranges with the whole object."""
+
+
+class _OneVersion:
+    """One try at bringing one version of the object."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        part_path: Path,
+        link: Link,
+        session: aiohttp.ClientSession,
+        checkpoints: Checkpoints,
+        reporter: Reporter,
+        options: TransferOptions,
+    ) -> None:
+        self.name = name
+        self.part_path = part_path
+        self.link = link
+        self.session = session
+        self.checkpoints = checkpoints
+        self.reporter = reporter
+        self.options = options
+        self.version: Version | None = None
+        self.runs: list[SegmentRun] = []
+        self.resumed = 0
+        self.received = 0
+        self._part: PartFile | None = None
+        self._saving = asyncio.Lock()
+        self._last_save = time.monotonic()
+        self._ignored_ranges = 0
+
+    @property
+    def part(self) -> PartFile:
+        assert self._part is not None  # noqa: S101 - opened before any worker starts
+        return self._part
+
+    async def bring(self, *, received_before: int) -> Transferred:
+        on_disk = await in_thread(PartFile.size_on_disk, self.part_path)
+        checkpoint = usable(await self.checkpoints.load(), on_disk)
+        try:
+            async with self._probe(checkpoint) as body:
+                await self._prepare(checkpoint, body)
+                await self._fill_and_save(body)
+            return self._proved(received_before)
+        finally:
+            if self._part is not None:
+                self._part.close()
+
+    async def throw_away(self) -> None:
+        """Forget the bytes and the checkpoint, the checkpoint first: it must not outlive them."""
+        await self.checkpoints.clear()
+        self.reporter.received(self.name, -(self.resumed + self.received))
+        await in_thread(self.part_path.unlink, missing_ok=True)
+
+    # Probe, prepare, fill, prove.
+
+    @contextlib.asynccontextmanager
+    async def _probe(self, checkpoint: Checkpoint | None) -> AsyncIterator[Body]:
+        """Open the first reply: of the first missing range, or of a byte that is here already."""
+        start, stop, version = 0, PROBE_LENGTH, None
+        if checkpoint is not None:
+            version = Version(etag=checkpoint.etag, size=checkpoint.size, crc64=None)
+            missing = [segment for segment in checkpoint.segments if not segment.is_complete]
+            start = missing[0].position if missing else max(0, checkpoint.size - 1)
+            stop = missing[0].stop if missing else max(1, checkpoint.size)
+        patience = self._patience()
+        async with contextlib.AsyncExitStack() as stack:
+            while True:
+                try:
+                    request = self._request(start, stop, version)
+                    body = await stack.enter_async_context(request)
+                    break
+                except DownloaderError as error:
+                    if not error.retryable:
+                        raise
+                    await patience.wait(error)
+            yield body
+
+    async def _prepare(self, checkpoint: Checkpoint | None, body: Body) -> None:
+        """Open and reserve the part file and lay out the segments."""
+        self.version = body.version
+        self._part = await in_thread(PartFile.open, self.part_path)
+        if checkpoint is None:
+            await self.checkpoints.clear()
+            await in_thread(self._part.empty)
+        size = body.version.size
+        await in_thread(self._part.reserve, size, keep_free=self.options.min_free_space)
+        segments = (
+            checkpoint.segments
+            if checkpoint
+            else plan_segments(
+                size,
+                segment_size=self.options.segment_size,
+                connections=self.options.segments,
+                probed=body.stop,
+            )
+        )
+        self.runs = [SegmentRun(segment) for segment in segments]
+        self.resumed = checkpoint.safe_bytes if checkpoint else 0
+        self.reporter.file_sized(self.name, size, resumed=self.resumed)
+
+    async def _fill_and_save(self, body: Body) -> None:
+        """Fill every segment, with checkpoints at a steady pace and a last one at any end."""
+        filled = asyncio.Event()
+
+        async def fill() -> None:
+            await self._fill(body)
+            filled.set()
+
+        try:
+            await run_together([fill(), self._read_back(), self._keep_saving(filled)])
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error is the one to be told
+                await self._save()
+            raise
+        await self._save()
+
+    def _proved(self, received_before: int) -> Transferred:
+        """Hold the checksum of what is on disk against the store's."""
+        assert self.version is not None  # noqa: S101 - set before any byte came
+        crc64 = EMPTY_CRC64
+        for run in self.runs:
+            crc64 = combine_crc64(crc64, run.crc64, run.stop - run.start)
+        if self.version.crc64 not in (None, crc64):
+            raise VerificationFailed(
+                f"the CRC-64 of the bytes on disk is {crc64}, the store's is {self.version.crc64}"
+            )
+        return Transferred(
+            etag=self.version.etag,
+            size=self.version.size,
+            crc64=crc64,
+            crc64_confirmed=self.version.crc64 is not None,
+            resumed_bytes=self.resumed,
+            received_bytes=received_before + self.received,
+        )
+
+    # Filling: side by side, or in one stream where the store or the object forbids it.
+
+    async def _fill(self, body: Body) -> None:
+        waiting = deque(run for run in self.runs if not run.is_complete)
+        if not waiting:
+            return
+        if body.version.etag is None or body.position < waiting[0].position:
+            await self._fill_in_one_stream(body)
+            return
+        try:
+            await self._fill_side_by_side(waiting, body)
+        except _RangesIgnored:
+            self.reporter.note(f"{self.name}: the store ignores ranges; reading it in one stream")
+            await self._fill_in_one_stream(None)
+
+    async def _fill_side_by_side(self, waiting: deque[SegmentRun], body: Body) -> None:
+        async def work(opened: Body | None) -> None:
+            while waiting:
+                await self._fill_segment(waiting.popleft(), opened)
+                opened = None
+
+        others = min(self.options.segments, len(waiting)) - 1
+        await run_together([work(body), *(work(None) for _ in range(others))])
+
+    async def _fill_segment(self, run: SegmentRun, opened: Body | None) -> None:
+        async def pour(body: Body) -> None:
+            if body.position < run.position:
+                self._ignored_ranges += 1
+                if self._ignored_ranges >= MAX_IGNORED_RANGES:
+                    raise _RangesIgnored
+                raise BadStoreReply("The store was asked for a range and sent the whole object")
+            await self._pour(body, run)
+
+        await self._persist(
+            lambda: None if run.is_complete else (run.position, run.stop), pour, opened
+        )
+
+    async def _fill_in_one_stream(self, opened: Body | None) -> None:
+        """Read the object from front to back, and keep what is missing."""
+
+        def missing() -> tuple[int, int] | None:
+            first = next((run for run in self.runs if not run.is_complete), None)
+            return None if first is None else (first.position, self.runs[-1].stop)
+
+        async def pour(body: Body) -> None:
+            for run in self.runs:
+                if not run.is_complete:
+                    await self._pour(body, run)
+
+        await self._persist(missing, pour, opened)
+
+    async def _persist(
+        self,
+        missing: Callable[[], tuple[int, int] | None],
+        pour: Callable[[Body], Awaitable[None]],
+        opened: Body | None,
+    ) -> None:
+        """Ask for what is missing until nothing is, with patience renewed by every byte."""
+        patience = self._patience()
+        while (span := missing()) is not None:
+            error: DownloaderError | None = None
+            try:
+                async with self._body(opened, *span) as body:
+                    await pour(body)
+                    if body.position < body.stop:
+                        error = StoreUnavailable("The store ended the body early")
+            except DownloaderError as caught:
+                if not caught.retryable:
+                    raise
+                error = caught
+            opened = None
+            if missing() != span:
+                patience.renew()
+            elif error is None:
+                error = BadStoreReply("The store sent nothing")
+            if error is not None and missing() is not None:
+                await patience.wait(error)
+
+    # Requests and bytes.
+
+    @contextlib.asynccontextmanager
+    async def _body(self, opened: Body | None, start: int, stop: int) -> AsyncIterator[Body]:
+        if opened is not None:
+            yield opened
+            return
+        assert self.version is not None  # noqa: S101 - the probe told it
+        if self.version.etag is None:
+            raise ObjectChanged("the store gives no ETag to resume by, and the connection was lost")
+        async with self._request(start, stop, self.version) as body:
+            self.version = body.version
+            yield body
+
+    @contextlib.asynccontextmanager
+    async def _request(self, start: int, stop: int, version: Version | None) -> AsyncIterator[Body]:
+        """Send one ranged GET; a refused link is renewed, a bounded number of times."""
+        async with contextlib.AsyncExitStack() as stack:
+            for renewals in range(MAX_RENEWALS + 1):
+                await self.options.slow_down.wait()
+                url = await self.link.current()
+                get = ranged_get(
+                    self.session,
+                    url,
+                    start=start,
+                    stop=stop,
+                    version=version,
+                    rules=self.options.rules,
+                )
+                try:
+                    body = await stack.enter_async_context(get)
+                    break
+                except LinkRefused:
+                    if renewals == MAX_RENEWALS:
+                        raise
+                    await self.link.renewed(url)
+            yield body
+
+    async def _pour(self, body: Body, run: SegmentRun) -> None:
+        """Write what the body brings of the segment; also what it brought before it broke."""
+        while body.position < run.position:  # the whole object came, and this much is here
+            if not await body.read(run.position - body.position):
+                return
+        buffers: list[memoryview] = []
+        held, since = 0, time.monotonic()
+        try:
+            while chunk := await body.read(run.stop - run.position - held):
+                self._count(len(chunk))
+                buffers.append(chunk)
+                held += len(chunk)
+                await self.options.rate_limit.take(len(chunk))
+                if held >= BUFFER_BYTES or time.monotonic() - since >= BUFFER_SECONDS:
+                    full, buffers, held, since = buffers, [], 0, time.monotonic()
+                    await self._write(run, full)
+        finally:
+            if buffers:
+                await self._write(run, buffers)
+
+    async def _write(self, run: SegmentRun, buffers: list[memoryview]) -> None:
+        await in_thread(run.write, self.part, buffers)
+        is_late = time.monotonic() - self._last_save > MAX_SAVE_SECONDS
+        if is_late and run.unsafe_bytes > MAX_UNSAFE_BYTES:
+            await self._save()  # a slow disk slows the network down, not the promises
+
+    def _count(self, count: int) -> None:
+        self.received += count
+        self.reporter.received(self.name, count)
+
+    def _patience(self) -> Patience:
+        return Patience(
+            max_attempts=self.options.max_attempts,
+            retry_max_delay=self.options.retry_max_delay,
+            slow_down=self.options.slow_down,
+        )
+
+    # Checkpoints.
+
+    async def _read_back(self) -> None:
+        """Read what earlier runs left on disk into the checksums, beside the network."""
+        for run in self.runs:
+            while await in_thread(run.read_back, self.part, READ_BACK_BYTES):
+                pass
+
+    async def _keep_saving(self, filled: asyncio.Event) -> None:
+        """Save checkpoints until everything is filled; a slow disk is asked less often."""
+        interval = MIN_SAVE_SECONDS
+        while not filled.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(filled.wait(), interval)
+            began = time.monotonic()
+            await self._save()
+            took = time.monotonic() - began
+            interval = min(MAX_SAVE_SECONDS, max(MIN_SAVE_SECONDS, 4 * took))
+
+    async def _save(self) -> None:
+        """Sync the part file, then save how far it had come before the sync."""
+        async with self._saving:
+            if all(run.unsafe_bytes == 0 for run in self.runs):
+                return
+            self._last_save = time.monotonic()
+            segments = tuple(run.snapshot() for run in self.runs)
+            await in_thread(self.part.sync)
+            assert self.version is not None  # noqa: S101 - there are bytes, so it was told
+            await self.checkpoints.save(
+                Checkpoint(etag=self.version.etag, size=self.version.size, segments=segments)
+            )
+            for run, segment in zip(self.runs, segments, strict=True):
+                run.safe_position = segment.position

@@ -1,0 +1,160 @@
+"""The part file: reserved once, written at offsets, synced, read back. Every call blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from downloader.errors import DiskError, DiskFull
+
+__all__ = ["PartFile", "disk_error"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_RESERVATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_MAX_BUFFERS = 512  # the kernel takes 1,024 in one call (IOV_MAX)
+
+
+class PartFile:
+    """One open part file; positions are absolute offsets in bytes.
+
+    Its owner is the only writer. Every error of the disk becomes a `DiskError`, which nobody
+    retries: a write that failed once is told to the user and not repeated for ever.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+
+    @classmethod
+    def open(cls, path: Path) -> PartFile:
+        """Open or create the file, whatever is in it; links and special files are refused."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        with _told(path, "opened"):
+            descriptor = os.open(path, flags, 0o644)
+            facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
+            os.close(descriptor)
+            raise DiskError(f"{path} is no ordinary file of its own; move it away and try again")
+        return cls(path, descriptor)
+
+    @staticmethod
+    def size_on_disk(path: Path) -> int | None:
+        """Return the size of the file at `path` in bytes; None unless it is an ordinary file."""
+        try:
+            facts = os.lstat(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise disk_error(error, path, "looked at") from error
+        return facts.st_size if stat.S_ISREG(facts.st_mode) else None
+
+    def reserve(self, size: int, *, keep_free: int = 0) -> None:
+        """Make the file exactly `size` bytes long, with its blocks reserved where that works.
+
+        Raises:
+            DiskFull: less than `keep_free` bytes would stay free on the disk.
+        """
+        with _told(self.path, f"given {size} bytes"):
+            self._check_space(size, keep_free)
+            if os.fstat(self._descriptor).st_size > size:
+                os.ftruncate(self._descriptor, size)
+            if size and not _reserve_blocks(self._descriptor, size):
+                os.ftruncate(self._descriptor, size)
+
+    def _check_space(self, size: int, keep_free: int) -> None:
+        disk = os.fstatvfs(self._descriptor)
+        free = disk.f_bavail * disk.f_frsize
+        need = max(0, size - os.fstat(self._descriptor).st_blocks * 512)
+        if need and need + keep_free > free:
+            floor = f" and {keep_free} are to stay free" if keep_free else ""
+            raise DiskFull(
+                f"{self.path.parent} has {free} bytes free, but {need} more are needed{floor}; "
+                "free some space and run the same command again, it goes on where it stopped"
+            )
+
+    def empty(self) -> None:
+        """Throw away every byte: the object is no longer the one they came from."""
+        with _told(self.path, "emptied"):
+            os.ftruncate(self._descriptor, 0)
+
+    def write(self, offset: int, buffers: Sequence[bytes | memoryview]) -> int:
+        """Write the buffers one after the other from `offset`; return how many bytes that was."""
+        written = 0
+        with _told(self.path, "written"):
+            for first in range(0, len(buffers), _MAX_BUFFERS):
+                written += self._write_all(offset + written, buffers[first : first + _MAX_BUFFERS])
+        return written
+
+    def _write_all(self, offset: int, buffers: Sequence[bytes | memoryview]) -> int:
+        total = sum(len(buffer) for buffer in buffers)
+        done = os.pwritev(self._descriptor, buffers, offset)
+        if done < total:  # POSIX allows a short write, as before a full disk
+            rest = memoryview(b"".join(buffers))[done:]
+            while rest:
+                written = os.pwrite(self._descriptor, rest, offset + total - len(rest))
+                rest = rest[written:]
+        return total
+
+    def chunks(self, start: int, stop: int, length: int = 1024 * 1024) -> Iterator[bytes]:
+        """Read [start, stop) back from the disk, at most `length` bytes at a time."""
+        position = start
+        while position < stop:
+            with _told(self.path, "read back"):
+                chunk = os.pread(self._descriptor, min(length, stop - position), position)
+            if not chunk:
+                raise DiskError(f"{self.path} became shorter while it was in use")
+            yield chunk
+            position += len(chunk)
+
+    def sync(self) -> None:
+        """Return once every byte written so far has reached the disk."""
+        with _told(self.path, "synced"):
+            os.fdatasync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file; what was not synced may still be lost with the power."""
+        os.close(self._descriptor)
+
+
+def disk_error(error: OSError, path: Path, deed: str) -> DiskError:
+    """Say in one sentence what the disk refused, and what to do."""
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        return DiskFull(
+            f"{path} could not be {deed}: {reason}; free some space and run the same command "
+            "again, it goes on where it stopped"
+        )
+    return DiskError(f"{path} could not be {deed}: {reason}")
+
+
+@contextlib.contextmanager
+def _told(path: Path, deed: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, path, deed) from error
+
+
+def _reserve_blocks(descriptor: int, size: int) -> bool:
+    """Reserve the blocks by the kernel's own call; False where the file system cannot.
+
+    Not `os.posix_fallocate`: where the file system has no such call, glibc imitates it by
+    touching every block, which takes minutes on NFS.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    fallocate = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
+    if fallocate is None:
+        return False
+    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    while fallocate(descriptor, 0, 0, size) != 0:
+        code = ctypes.get_errno()
+        if code in _NO_RESERVATION:
+            return False
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+    return True

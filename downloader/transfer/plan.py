@@ -1,0 +1,58 @@
+"""Which ranges of an object are still to be fetched: pure arithmetic."""
+
+from __future__ import annotations
+
+from state.records import Checkpoint, Segment
+
+__all__ = ["ALIGNMENT", "PROBE_LENGTH", "plan_segments", "usable"]
+
+MIB = 1024 * 1024
+ALIGNMENT = MIB  # segments begin at multiples of it, so that the disk sees whole pages
+PROBE_LENGTH = 4 * MIB  # the first request: most results' indexes and small files are done with it
+
+
+def plan_segments(
+    size: int, *, segment_size: int, connections: int, probed: int = 0
+) -> tuple[Segment, ...]:
+    """Cut [0, size) into neighbouring segments, none longer than `segment_size`.
+
+    `probed` bytes from the beginning form the first segment: the reply that told the size brings
+    them. What is left is cut so that each of `connections` gets a share while the shares are no
+    shorter than the probe.
+    """
+    probed = min(probed, size)
+    first = (Segment(start=0, stop=probed),) if probed else ()
+    rest = size - probed
+    share = _aligned(-(-rest // max(1, connections)))
+    length = _aligned(min(segment_size, max(share, PROBE_LENGTH)))
+    starts = range(probed, size, length)
+    return first + tuple(Segment(start=start, stop=min(start + length, size)) for start in starts)
+
+
+def usable(checkpoint: Checkpoint | None, part_size: int | None) -> Checkpoint | None:
+    """Return the checkpoint as far as the part file can bear it out, or None.
+
+    `part_size` is the size of the part file in bytes, None if there is none. Watermarks beyond
+    its end are drawn back to it; segments that do not tile the object exactly are not believed.
+    """
+    if checkpoint is None or checkpoint.etag is None or part_size is None:
+        return None
+    expected_start = 0
+    for segment in checkpoint.segments:
+        if segment.start != expected_start or not 0 <= segment.watermark <= segment.length:
+            return None
+        expected_start = segment.stop
+    if expected_start != checkpoint.size:
+        return None
+    segments = tuple(_clipped(segment, part_size) for segment in checkpoint.segments)
+    return Checkpoint(etag=checkpoint.etag, size=checkpoint.size, segments=segments)
+
+
+def _clipped(segment: Segment, part_size: int) -> Segment:
+    watermark = min(segment.watermark, max(0, part_size - segment.start))
+    return Segment(start=segment.start, stop=segment.stop, watermark=watermark)
+
+
+def _aligned(length: int) -> int:
+    """Round up to a whole multiple of the alignment, and to one at least."""
+    return max(1, -(-length // ALIGNMENT)) * ALIGNMENT

@@ -1,0 +1,272 @@
+"""One ranged GET, and every check that its reply must pass before a byte of it is believed."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from urllib.parse import urljoin
+
+import aiohttp
+from yarl import URL
+
+from downloader.errors import (
+    BadStoreReply,
+    HostNotAllowed,
+    LinkRefused,
+    ObjectArchived,
+    ObjectChanged,
+    ObjectMissing,
+    StoreUnavailable,
+    TransferError,
+    redacted,
+)
+from downloader.hosts import HostRules
+from downloader.retry import retry_after_seconds
+
+__all__ = ["Body", "Version", "ranged_get"]
+
+MAX_REDIRECTS = 5
+MAX_ERROR_BYTES = 64 * 1024
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
+_UNSATISFIED_RANGE = re.compile(r"bytes \*/(\d{1,19})")
+_REDIRECTS = (301, 302, 303, 307, 308)
+_PASSING = (408, 425, 429)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """Which version of the object a reply is about; `etag` is None unless it is a strong one."""
+
+    etag: str | None
+    size: int  # bytes of the whole object
+    crc64: int | None  # of the whole object; None if the store does not know it
+
+
+class Body:
+    """The checked body of a reply: the bytes [start, stop) of the object, read once, in order."""
+
+    def __init__(
+        self, version: Version, start: int, stop: int, response: aiohttp.ClientResponse | None
+    ) -> None:
+        self.version = version
+        self.position = start
+        self.stop = stop
+        self._response = response
+        self._left = memoryview(b"")
+
+    async def read(self, limit: int) -> memoryview:
+        """Return the next bytes, `limit` at most; empty when the body has ended.
+
+        The body may end before `stop`: a store may cut it, and the caller counts.
+
+        Raises:
+            StoreUnavailable: the connection was lost, or nothing came for too long.
+        """
+        if not self._left and self.position < self.stop and self._response is not None:
+            with _passing_faults():
+                self._left = memoryview(await self._response.content.readany())
+        chunk = self._left[: min(limit, self.stop - self.position)]
+        self._left = self._left[len(chunk) :]
+        self.position += len(chunk)
+        return chunk
+
+
+@contextlib.asynccontextmanager
+async def ranged_get(
+    session: aiohttp.ClientSession,
+    url: str,
+    *,
+    start: int,
+    stop: int,
+    version: Version | None,
+    rules: HostRules,
+) -> AsyncIterator[Body]:
+    """Ask for [start, stop) of the object, of exactly `version` where that is known.
+
+    The reply may bring less than asked for (RFC 9110 §15.3.7), or the whole object, when the
+    store ignores ranges: `Body.position` and `Body.stop` tell. Redirects are followed by hand,
+    each one checked against the rules.
+
+    Raises:
+        ObjectChanged: the store has another version by now.
+        LinkRefused, ObjectArchived, ObjectMissing, HostNotAllowed: as their names say.
+        StoreUnavailable: a passing fault.
+        BadStoreReply: the reply does not fit the request.
+    """
+    headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    if version is not None and version.etag is not None:
+        headers["If-Match"] = version.etag
+    async with _following_redirects(session, url, headers, rules) as response:
+        yield await _checked(response, start, stop, version)
+
+
+@contextlib.asynccontextmanager
+async def _following_redirects(
+    session: aiohttp.ClientSession, url: str, headers: Mapping[str, str], rules: HostRules
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    for _ in range(MAX_REDIRECTS + 1):
+        rules.check(url)
+        with _passing_faults():
+            # encoded=True: a signature is over the link as it was written.
+            response = await session.get(
+                URL(url, encoded=True), headers=headers, allow_redirects=False
+            )
+        try:
+            location = response.headers.get("Location")
+            if response.status not in _REDIRECTS or not location:
+                yield response
+                return
+            target = urljoin(url, location)
+        finally:
+            response.release()
+        if url.startswith("https:") and not target.startswith("https:"):
+            raise HostNotAllowed(
+                f"{redacted(url)} redirects from https to {redacted(target)}; it was not followed"
+            )
+        url = target
+    raise TransferError(
+        f"{redacted(url)} redirects more than {MAX_REDIRECTS} times; the link leads nowhere"
+    )
+
+
+@contextlib.contextmanager
+def _passing_faults() -> Iterator[None]:
+    try:
+        yield
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise TransferError(
+            f"The certificate of {error.host} is not trusted: {error.certificate_error}; behind "
+            "a proxy with its own authority, set SSL_CERT_FILE to that authority's certificate"
+        ) from error
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise StoreUnavailable(_fault_sentence(error)) from error
+
+
+def _fault_sentence(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "The store sent nothing for too long"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"The store at {error.host} cannot be reached: {error.os_error.strerror or error}"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "The connection to the store ended in the middle of the body"
+    return f"The connection to the store was lost ({type(error).__name__})"
+
+
+async def _checked(
+    response: aiohttp.ClientResponse, start: int, stop: int, version: Version | None
+) -> Body:
+    if response.status == 206:  # noqa: PLR2004
+        return _partial_body(response, start, stop, version)
+    if response.status == 200:  # noqa: PLR2004
+        return _whole_body(response, version)
+    if response.status == 416:  # noqa: PLR2004
+        return _empty_body(response, start, version)
+    raise await _refusal(response)
+
+
+def _partial_body(
+    response: aiohttp.ClientResponse, start: int, stop: int, version: Version | None
+) -> Body:
+    header = response.headers.get("Content-Range", "")
+    match = _CONTENT_RANGE.fullmatch(header.strip())
+    if match is None:
+        raise BadStoreReply(f"The store answered 206 with the Content-Range {header!r}")
+    first, last, total = (int(group) for group in match.groups())
+    asked = f"bytes {start}-{stop - 1}"
+    if first != start or not start <= last < min(stop, total):
+        raise BadStoreReply(f"The store was asked for {asked} and answered {header!r}")
+    if response.content_length not in (None, last + 1 - first):
+        raise BadStoreReply(f"The store announced {response.content_length} bytes for {header!r}")
+    return Body(_same_version(response, total, version), first, last + 1, response)
+
+
+def _whole_body(response: aiohttp.ClientResponse, version: Version | None) -> Body:
+    size = response.content_length
+    if response.content_type == "text/html":
+        raise BadStoreReply("A web page came in place of the object, as from a proxy or a portal")
+    if size is None:
+        raise BadStoreReply("The store sent the whole object without telling its size")
+    return Body(_same_version(response, size, version), 0, size, response)
+
+
+def _empty_body(response: aiohttp.ClientResponse, start: int, version: Version | None) -> Body:
+    header = response.headers.get("Content-Range", "")
+    match = _UNSATISFIED_RANGE.fullmatch(header.strip())
+    total = int(match[1]) if match else None
+    if start == 0 and total == 0:
+        return Body(_same_version(response, 0, version), 0, 0, None)
+    if version is not None and total not in (None, version.size):
+        raise ObjectChanged(f"The object had {version.size} bytes and now has {total}")
+    raise BadStoreReply(f"The store has nothing at offset {start} (416, {header!r})")
+
+
+def _same_version(response: aiohttp.ClientResponse, total: int, version: Version | None) -> Version:
+    """Read the reply's version and hold it against the one that is being transferred."""
+    etag = response.headers.get("ETag", "").strip()
+    strong = etag if len(etag) > 2 and etag[0] == etag[-1] == '"' else None  # noqa: PLR2004
+    crc = response.headers.get("x-oss-hash-crc64ecma", "").strip()
+    crc64 = int(crc) if crc.isascii() and crc.isdigit() and len(crc) <= 20 else None  # noqa: PLR2004
+    found = Version(etag=strong, size=total, crc64=crc64)
+    if version is None:
+        return found
+    if found.size != version.size:
+        raise ObjectChanged(f"The object had {version.size} bytes and now has {found.size}")
+    if found.etag != version.etag:
+        raise ObjectChanged(f"The object was {version.etag} and is now {found.etag}")
+    if version.crc64 is None:
+        return found
+    if found.crc64 not in (None, version.crc64):
+        raise ObjectChanged("The object's checksum is another than before")
+    return version
+
+
+async def _refusal(response: aiohttp.ClientResponse) -> TransferError:
+    code, message, request_id = await _oss_error(response)
+    said = f"{code}: {message}" if code else f"HTTP {response.status}"
+    said += f" (request id {request_id})" if request_id else ""
+    status = response.status
+    if status == 412:  # noqa: PLR2004
+        return ObjectChanged(f"The object was replaced in the store ({said})")
+    if code == "InvalidObjectState":
+        return ObjectArchived(
+            f"The object is archived and must be restored in the store first ({said})"
+        )
+    if status in (401, 403):
+        return LinkRefused(f"The store refused the link: {said}")
+    if status == 404:  # noqa: PLR2004
+        return ObjectMissing(f"The store has no such object: {said}")
+    if status in _PASSING or status >= 500:  # noqa: PLR2004
+        return StoreUnavailable(f"The store answered {said}", retry_after=_asked_pause(response))
+    return TransferError(f"The store answered {said}")
+
+
+def _asked_pause(response: aiohttp.ClientResponse) -> float | None:
+    """Read how long the store wants to be left alone; OSS tells it in milliseconds."""
+    delay = response.headers.get("x-oss-qos-delay-time", "").strip()
+    if delay.isascii() and delay.isdigit():
+        return float(delay[:9]) / 1000
+    return retry_after_seconds(response.headers.get("Retry-After"))
+
+
+async def _oss_error(response: aiohttp.ClientResponse) -> tuple[str, str, str]:
+    """Read Code, Message and RequestId of an XML error, and nothing else of it.
+
+    The rest of such a reply repeats the signature and the string that was signed.
+    """
+    raw = b""
+    with _passing_faults():
+        while len(raw) < MAX_ERROR_BYTES and (chunk := await response.content.readany()):
+            raw += chunk
+    text = raw[:MAX_ERROR_BYTES].decode("utf-8", "replace")
+    found = [
+        re.search(rf"<{tag}>([^<]{{0,300}})", text) for tag in ("Code", "Message", "RequestId")
+    ]
+    code, message, request_id = (match[1].strip() if match else "" for match in found)
+    request_id = request_id or response.headers.get("x-oss-request-id", "")[:64]
+    return _printable(code), _printable(message), _printable(request_id)
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)
