@@ -1,0 +1,60 @@
+"""Transactions on an opened state: short, begun the right way, their faults told in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from state.engine import fault, open_engine
+from state.errors import StateUnreadable
+
+__all__ = ["Database"]
+
+
+class Database:
+    """An opened state that hands out transactions; `location` is its name for people."""
+
+    def __init__(self, engine: Engine, *, location: str) -> None:
+        self.location = location
+        self._writer = engine
+        self._reader = engine.execution_options(state_reads_only=True)
+
+    @classmethod
+    def open(cls, url_or_path: str | Path) -> Database:
+        """Open the state, create it where there is none, and bring an older one up to date."""
+        engine, location = open_engine(url_or_path)
+        return cls(engine, location=location)
+
+    def close(self) -> None:
+        """Close every connection; what was written is on disk already."""
+        self._writer.dispose()
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """Give a transaction that is on disk at the end of the block, or undone if it raises."""
+        with self._told_in_a_sentence(), self._writer.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Give a transaction that only reads, and waits for no writer."""
+        with self._told_in_a_sentence(), self._reader.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _told_in_a_sentence(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            raise fault(error, self.location) from error
+        except (ValueError, TypeError) as error:
+            # A phase, a time or a JSON text in the rows that this program did not write, or a
+            # text that is no Unicode.
+            raise StateUnreadable(
+                f"The state {self.location} holds, or was given, a value that it cannot keep "
+                f"({type(error).__name__}); it was left as it is: remove the task and add it anew"
+            ) from error

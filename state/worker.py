@@ -1,0 +1,94 @@
+"""The store for asyncio: every call runs on one worker thread, in the order it was made."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+from state.store import StateStore, utc_now
+
+__all__ = ["AsyncStore"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class AsyncStore:
+    """A StateStore whose methods are awaited, and never hold up the event loop.
+
+    A caller that is cancelled leaves at once; its call is carried out all the same, and
+    `aclose` waits for it. So a write that was asked for is never lost.
+    """
+
+    def __init__(self, store: StateStore, *, executor: ThreadPoolExecutor | None = None) -> None:
+        self._store = store
+        self._executor = executor or _one_thread()
+        self._is_closed = False
+
+    @classmethod
+    async def open(
+        cls, url_or_path: str | Path, *, clock: Callable[[], datetime] = utc_now
+    ) -> AsyncStore:
+        """Open the state on the worker thread: another process may hold it for seconds."""
+        executor = _one_thread()
+        opening = executor.submit(StateStore.open, url_or_path, clock=clock)
+        try:
+            store = await asyncio.shield(asyncio.wrap_future(opening))
+        except BaseException:
+            opening.add_done_callback(_close_unwanted)
+            executor.shutdown(wait=False)
+            raise
+        return cls(store, executor=executor)
+
+    async def call(
+        self, method: Callable[Concatenate[StateStore, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Return what `method(store, ...)` returns: `await store.call(StateStore.get_task, 3)`."""
+        return await self.run(lambda store: method(store, *args, **kwargs))
+
+    async def run(self, work: Callable[[StateStore], T]) -> T:
+        """Return what `work` makes of the store, on the worker thread."""
+        if self._is_closed:
+            raise RuntimeError("the state was closed before this call")
+        return await self._submit(partial(work, self._store))
+
+    async def aclose(self) -> None:
+        """Wait until everything that was asked for is written, then close; safe to call twice."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            await self._submit(self._store.close)
+        finally:
+            self._executor.shutdown(wait=False)
+
+    async def _submit(self, work: Callable[[], T]) -> T:
+        # Without the shield, a cancelled caller would take its queued call with it.
+        return await asyncio.shield(asyncio.wrap_future(self._executor.submit(work)))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+def _one_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
+
+
+def _close_unwanted(opening: Future[StateStore]) -> None:
+    """Close a store that was opened for a caller who did not wait for it."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
