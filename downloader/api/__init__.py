@@ -1,0 +1,7 @@
+"""The platform's private API: ask it about tasks, surveys and links."""
+
+from downloader.api.client import AsyncPrivateAPI, PrivateAPI
+from downloader.api.model import Model
+from downloader.errors import BusinessError
+
+__all__ = ["AsyncPrivateAPI", "BusinessError", "Model", "PrivateAPI"]
