@@ -1,0 +1,171 @@
+"""Reading .tbi and .csi files, one contig at a time (hts-specs: tabix.pdf, CSIv1.pdf).
+
+Nothing here believes a count before the bytes it counts have been seen, so a damaged index costs
+no more memory than its own decompressed size.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from downloader.verify.bgzf import iter_data
+from downloader.verify.flaw import Flaw
+
+__all__ = ["IndexHeader", "IndexReader", "IndexedContig"]
+
+TBI_MAGIC, CSI_MAGIC = b"TBI\x01", b"CSI\x01"
+TBI_MIN_SHIFT, TBI_DEPTH = 14, 5
+TABIX_FIELDS = struct.Struct("<7i")  # format, col_seq, col_beg, col_end, meta, skip, l_nm
+VCF_FORMAT = 2
+MAX_DEPTH = 16  # a CSI deeper than this has bins beyond 2^48
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexHeader:
+    """What an index says about itself and the columns it was made from."""
+
+    is_tbi: bool
+    min_shift: int  # the smallest bins span 2^min_shift positions
+    depth: int
+    contigs: int
+    names: tuple[str, ...] = ()
+    format: int = VCF_FORMAT
+    columns: tuple[int, int] = (1, 2)  # where contig and position stand, counted from 1
+
+    @property
+    def metadata_bin(self) -> int:
+        """The bin number that no region has: htslib keeps record counts there (37450 in a TBI)."""
+        return first_bin(self.depth + 1) + 1
+
+    def bins_over(self, window: int) -> list[int]:
+        """Return every bin that spans the whole window of 2^min_shift positions, small first."""
+        levels = range(self.depth, -1, -1)
+        return [first_bin(level) + (window >> 3 * (self.depth - level)) for level in levels]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexedContig:
+    """One contig's share of the index; all offsets are virtual offsets."""
+
+    name: str
+    bins: dict[int, array[int]] = field(default_factory=dict)  # start, stop, start, stop, …
+    loffsets: dict[int, int] = field(default_factory=dict)  # CSI: smallest offset, for each bin
+    linear: array[int] = field(default_factory=lambda: array("Q"))  # TBI: the same, each window
+    records: int | None = None  # as the metadata bin counts them, if there is one
+
+
+def first_bin(level: int) -> int:
+    """Return the number of the first bin of a level; level 0 is the whole contig."""
+    return ((1 << 3 * level) - 1) // 7
+
+
+class IndexReader:
+    """Reads an index from front to back: the header at once, the contigs as they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._data = iter_data(path)
+        self._buffer = bytearray()
+        self.header = self._read_header()
+
+    def contigs(self) -> Iterator[IndexedContig]:
+        """Yield every contig in order; to be called once. Anything behind the last is a Flaw."""
+        for number in range(self.header.contigs):
+            names = self.header.names
+            yield self._read_contig(names[number] if number < len(names) else f"#{number}")
+        rest = self._take_rest()
+        # The number of records without coordinates is optional.
+        if rest not in (0, 8):
+            raise Flaw(f"has {rest} bytes behind its tables, where none may be")
+
+    def _read_header(self) -> IndexHeader:
+        magic = self._take(4)
+        if magic == TBI_MAGIC:
+            contigs = self._count()
+            return self._with_tabix_fields(
+                IndexHeader(is_tbi=True, min_shift=TBI_MIN_SHIFT, depth=TBI_DEPTH, contigs=contigs),
+                self._take(TABIX_FIELDS.size),
+            )
+        if magic != CSI_MAGIC:
+            raise Flaw("is not an index: it begins neither with TBI\\1 nor with CSI\\1")
+        min_shift, depth, aux_length = self._count(), self._count(), self._count()
+        if depth > MAX_DEPTH or not 0 < min_shift <= 32:  # noqa: PLR2004 - beyond any genome
+            raise Flaw(f"has bins of an impossible size (min_shift {min_shift}, depth {depth})")
+        aux = self._take(aux_length)
+        header = IndexHeader(is_tbi=False, min_shift=min_shift, depth=depth, contigs=self._count())
+        if aux_length < TABIX_FIELDS.size:
+            return header
+        return self._with_tabix_fields(header, aux[: TABIX_FIELDS.size], aux[TABIX_FIELDS.size :])
+
+    def _with_tabix_fields(
+        self, header: IndexHeader, fields: bytes, text: bytes | None = None
+    ) -> IndexHeader:
+        kind, contig_column, position_column, _, _, _, length = TABIX_FIELDS.unpack(fields)
+        text = self._take(max(0, length)) if text is None else text
+        names = tuple(name.decode("utf-8", "replace") for name in text[:length].split(b"\0")[:-1])
+        if len(names) != header.contigs or len(set(names)) != len(names):
+            raise Flaw(f"has {len(set(names))} names for {header.contigs} contigs: it is damaged")
+        return IndexHeader(
+            is_tbi=header.is_tbi,
+            min_shift=header.min_shift,
+            depth=header.depth,
+            contigs=header.contigs,
+            names=names,
+            format=kind,
+            columns=(contig_column, position_column),
+        )
+
+    def _read_contig(self, name: str) -> IndexedContig:
+        bins: dict[int, array[int]] = {}
+        loffsets: dict[int, int] = {}
+        records = None
+        for _ in range(self._count()):
+            number = self._integer("<I")
+            loffset = 0 if self.header.is_tbi else self._integer("<Q")
+            chunks = self._offsets(2 * self._count())
+            if number == self.header.metadata_bin:
+                # Two pseudo-chunks: the contig's range, then records placed and unplaced.
+                records = chunks[2] + chunks[3] if len(chunks) == 4 else None  # noqa: PLR2004
+                continue
+            if number > self.header.metadata_bin or number in bins:
+                raise Flaw(f"has the impossible bin {number} for contig {name}: it is damaged")
+            bins[number] = chunks
+            loffsets[number] = loffset
+        linear = self._offsets(self._count()) if self.header.is_tbi else array("Q")
+        return IndexedContig(
+            name=name, bins=bins, loffsets=loffsets, linear=linear, records=records
+        )
+
+    def _take(self, length: int) -> bytes:
+        while len(self._buffer) < length:
+            data = next(self._data, None)
+            if data is None:
+                raise Flaw("ends in the middle of its tables: it is cut short or damaged")
+            self._buffer += data
+        taken = bytes(self._buffer[:length])
+        del self._buffer[:length]
+        return taken
+
+    def _take_rest(self) -> int:
+        return len(self._buffer) + sum(len(data) for data in self._data)
+
+    def _integer(self, layout: str) -> int:
+        (value,) = struct.unpack(layout, self._take(struct.calcsize(layout)))
+        return int(value)
+
+    def _count(self) -> int:
+        count = self._integer("<i")
+        if count < 0:
+            raise Flaw(f"has an impossible count ({count}) in its tables: it is damaged")
+        return count
+
+    def _offsets(self, count: int) -> array[int]:
+        offsets = array("Q")
+        offsets.frombytes(self._take(8 * count))
+        if sys.byteorder == "big":
+            offsets.byteswap()
+        return offsets
