@@ -20,12 +20,17 @@ class PlannedFile:
 
 
 class Reporter:
-    """Hears of everything and shows nothing: the silent reporter, and the base of the others."""
+    """Hears of everything that happens to one task, and shows nothing: the base of the others.
 
-    def polled(self, task_id: str, status: str, *, polls: int, next_in_seconds: float) -> None:
-        """The platform was asked for the task's status and will be asked again."""
+    Of each file it hears `file_sized`, then `received` any number of times, then `file_done`.
+    When bytes are lost they are taken back by a negative `received`, and the file may be sized
+    again; `resumed` plus all that was received since is what is on its way to the disk.
+    """
 
-    def planned(self, task_id: str, files: Sequence[PlannedFile]) -> None:
+    def polled(self, status: str, *, polls: int, next_in_seconds: float) -> None:
+        """The platform told the task's status, for the `polls`-th time, and is asked again."""
+
+    def planned(self, files: Sequence[PlannedFile]) -> None:
         """The task is ready; these files are to come."""
 
     def file_sized(self, name: str, size: int, *, resumed: int) -> None:
@@ -43,5 +48,5 @@ class Reporter:
     def note(self, message: str) -> None:
         """Something worth a sentence happened: a renewed link, a restart, a warning."""
 
-    def close(self) -> None:
-        """No more is to come; restore the screen."""
+    def finished(self) -> None:
+        """Nothing more will be heard of this task."""

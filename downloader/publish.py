@@ -1,0 +1,257 @@
+"""The task's directory: partial while files arrive, renamed once when all of them are proved.
+
+The order on disk is what makes a result whole or absent: files synced, manifest written and
+synced, directories synced, one rename, the parent directory synced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from downloader._version import __version__
+from downloader.errors import DestinationTaken, DiskError, VerificationFailed
+from downloader.task_result import MANIFEST_NAME, PART_SUFFIX, PARTIAL_SUFFIX
+from downloader.transfer.part_file import disk_error
+
+__all__ = ["Manifest", "ManifestFile", "ResultDirectory", "read_manifest"]
+
+_INDEX_SUFFIXES = (".tbi", ".csi")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestFile:
+    """One published file: its place, its identity in the store, and what was proved of it."""
+
+    name: str
+    size: int  # bytes
+    crc64ecma: str  # decimal, as the store writes it
+    crc64_confirmed: bool  # the store told the same; False if it told none
+    etag: str | None
+    bucket: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What stands in a result directory beside the files."""
+
+    task_id: str
+    published_at: str
+    files: tuple[ManifestFile, ...]
+    warnings: tuple[str, ...] = ()
+    verified: str = "full"  # how far the VCF checks went
+    program: str = field(default=f"bge-downloader {__version__}")
+    format: int = 1
+
+    def dumps(self) -> str:
+        """Return the manifest as JSON text."""
+        return json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n"
+
+
+def read_manifest(directory: Path) -> Manifest | None:
+    """Return the manifest of a published result; None if there is none.
+
+    Raises:
+        VerificationFailed: there is one, but it cannot be read.
+    """
+    path = directory / MANIFEST_NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        files = tuple(ManifestFile(**entry) for entry in raw.pop("files"))
+        return Manifest(files=files, warnings=tuple(raw.pop("warnings", ())), **raw)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise disk_error(error, path, "read") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise VerificationFailed(f"{path} is damaged: it is no manifest of ours") from error
+
+
+class ResultDirectory:
+    """Where one task's files go: `<dest>/<task_id>.partial/`, then `<dest>/<task_id>/`."""
+
+    def __init__(self, dest: Path, task_id: str) -> None:
+        self.dest = dest
+        self.task_id = task_id
+        self.final = dest / task_id
+        self.partial = dest / f"{task_id}{PARTIAL_SUFFIX}"
+
+    def check_writable(self) -> None:
+        """Make the destination, and prove that files can be made in it, leaving none.
+
+        Raises:
+            DiskError: it cannot be made or written.
+        """
+        try:
+            self.dest.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(IsADirectoryError):  # an old kernel, or no O_TMPFILE there
+                os.close(os.open(self.dest, os.O_TMPFILE | os.O_RDWR, 0o600))
+        except OSError as error:
+            if error.errno not in _NO_TMPFILE:
+                raise disk_error(error, self.dest, "used as the destination") from error
+            if not os.access(self.dest, os.W_OK | os.X_OK):
+                raise DiskError(f"{self.dest} cannot be written; choose another --dest") from error
+
+    def published(self) -> Manifest | None:
+        """Return the manifest if the result is published and its files are all there.
+
+        Files are looked at by size only; `verify` reads them.
+
+        Raises:
+            DestinationTaken: something that is not ours stands in the result's place.
+        """
+        if not os.path.lexists(self.final):
+            return None
+        manifest = read_manifest(self.final)
+        if manifest is None or manifest.task_id != self.task_id:
+            raise DestinationTaken(
+                f"{self.final} exists and is no published result of this task; move it away or "
+                "choose another --dest"
+            )
+        return manifest
+
+    def missing_or_short(self, manifest: Manifest) -> list[str]:
+        """Return the names of published files that are gone or have another size."""
+        wrong = []
+        for file in manifest.files:
+            try:
+                size = (self.final / file.name).stat().st_size
+            except OSError:
+                size = -1
+            if size != file.size:
+                wrong.append(file.name)
+        return wrong
+
+    def set_aside(self) -> Path:
+        """Rename a damaged result so that nobody takes it for a whole one; return its new path."""
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        aside = self.dest / f"{self.task_id}.damaged-{stamp}"
+        self.final.rename(aside)
+        _sync_directory(self.dest)
+        return aside
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the partial directory and keep every other process on this host out of it.
+
+        Raises:
+            DestinationTaken: another process, with another state file, works in it.
+        """
+        try:
+            self.partial.mkdir(exist_ok=True)
+            descriptor = os.open(self.partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError as error:
+            raise disk_error(error, self.partial, "opened") from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DestinationTaken(
+                    f"Another process is working in {self.partial}, with another state file; "
+                    "wait for it or choose another --dest"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            yield
+        finally:
+            os.close(descriptor)
+
+    def part_path(self, name: str) -> Path:
+        """Return where the file's bytes arrive; its directories are made, links are refused.
+
+        A file that a crash caught between its own rename and the directory's is a part file again.
+        """
+        part = self.partial / f"{name}{PART_SUFFIX}"
+        try:
+            for parent in reversed(part.relative_to(self.partial).parents[:-1]):
+                (self.partial / parent).mkdir(exist_ok=True)
+                if (self.partial / parent).is_symlink():
+                    raise DiskError(f"{self.partial / parent} is a link; move it away")
+            arrived = self.partial / name
+            if not os.path.lexists(part) and os.path.lexists(arrived):
+                arrived.rename(part)
+        except OSError as error:
+            raise disk_error(error, part, "made") from error
+        return part
+
+    def publish(self, manifest: Manifest, *, checksums: Sequence[str] = ()) -> None:
+        """Put every file in its place, sync everything, and rename the directory once.
+
+        Raises:
+            DestinationTaken: the result's place was taken meanwhile.
+            DiskError: the disk refused; the part files are kept.
+        """
+        try:
+            self._place_files([file.name for file in manifest.files])
+            for algorithm in checksums:
+                self._write_sums(algorithm, [file.name for file in manifest.files])
+            _write_synced(self.partial / MANIFEST_NAME, manifest.dumps())
+            for directory, _, _ in os.walk(self.partial):
+                _sync_directory(Path(directory))
+            if os.path.lexists(self.final):
+                raise DestinationTaken(
+                    f"{self.final} appeared while the task was being fetched; move it away and "
+                    "run the same command again, no byte is fetched twice"
+                )
+            self.partial.rename(self.final)
+            _sync_directory(self.dest)
+        except OSError as error:
+            raise disk_error(error, self.partial, "published") from error
+
+    def _place_files(self, names: Sequence[str]) -> None:
+        """Rename the part files, and give each index a time no older than its VCF's."""
+        for name in names:
+            (self.partial / f"{name}{PART_SUFFIX}").rename(self.partial / name)
+        for name in names:
+            base, suffix = os.path.splitext(name)  # noqa: PTH122 - a POSIX name, not a path here
+            if suffix in _INDEX_SUFFIXES and base in names:
+                newest = max((self.partial / each).stat().st_mtime_ns for each in (base, name))
+                os.utime(self.partial / name, ns=(newest, newest))
+        for name in names:
+            _sync_file(self.partial / name)
+
+    def _write_sums(self, algorithm: str, names: Sequence[str]) -> None:
+        lines = []
+        for name in names:
+            with (self.partial / name).open("rb") as file:
+                lines.append(f"{hashlib.file_digest(file, algorithm).hexdigest()}  {name}\n")
+        _write_synced(self.partial / f"{algorithm.upper()}SUMS", "".join(lines))
+
+    def remove_if_empty(self) -> None:
+        """Remove the partial directory if nothing has arrived in it."""
+        with contextlib.suppress(OSError):
+            self.partial.rmdir()
+
+
+_NO_TMPFILE = (95, 22, 21)  # EOPNOTSUPP, EINVAL, EISDIR: the file system has no nameless files
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
