@@ -1,12 +1,14 @@
-"""Two habits with asyncio: threads are waited for, and a group's first error is the error."""
+"""Habits with asyncio: threads are waited for, and a group's first error is the error."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import ParamSpec, TypeVar
 
-__all__ = ["in_thread", "run_together"]
+__all__ = ["beside", "in_stoppable_thread", "in_thread", "run_together"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -22,18 +24,62 @@ async def in_thread(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) 
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        await asyncio.wait([future])
+        await _until_ended(future)
         raise
+
+
+async def in_stoppable_thread(work: Callable[[Callable[[], bool]], T]) -> T:
+    """Run long blocking work in a worker thread and tell it when nobody waits any more.
+
+    `work` is given a function that tells whether it is to stop; it asks that now and then.
+    """
+    stop = threading.Event()
+    future = asyncio.ensure_future(in_thread(work, stop.is_set))
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        stop.set()
+        await _until_ended(future)
+        raise
+
+
+async def _until_ended(future: asyncio.Future[T]) -> None:
+    """Wait for it, however often the waiting is cancelled; nobody asks for its outcome."""
+    while not future.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([future])
+    if not future.cancelled():
+        future.exception()  # asyncio would complain of an error that nobody looked at
+
+
+@contextlib.asynccontextmanager
+async def beside(job: Coroutine[object, object, None]) -> AsyncIterator[None]:
+    """Run the job beside the block: it is stopped at the block's end, its error ends the block."""
+    with _bare_errors():
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(job)
+            yield
+            task.cancel()
 
 
 async def run_together(jobs: Iterable[Coroutine[object, object, None]]) -> None:
     """Run the jobs side by side; when one fails, stop the others and raise its error, bare."""
-    try:
+    with _bare_errors():
         async with asyncio.TaskGroup() as group:
             for job in jobs:
                 group.create_task(job)
+
+
+@contextlib.contextmanager
+def _bare_errors() -> Iterator[None]:
+    """Raise a group's first error in its place, with the cause that it had."""
+    try:
+        yield
     except BaseExceptionGroup as errors:
-        raise _first(errors) from None
+        first = _first(errors)
+    else:
+        return
+    raise first  # not in the handler: `from None` would take the error's own cause away
 
 
 def _first(error: BaseException) -> BaseException:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from downloader.errors import DiskError, VerificationFailed
 from downloader.verify import bgzf, pair, vcf
 from downloader.verify.bgzf import damaged_blocks
-from downloader.verify.flaw import Flaw
+from downloader.verify.flaw import Flaw, Stop, Stopped, never
 
-__all__ = ["Level", "check_path", "check_result", "damaged_blocks"]
+__all__ = ["Level", "Stopped", "check_path", "check_result", "damaged_blocks", "data_file_of"]
 
 Level = Literal["full", "quick", "off"]
 INDEX_SUFFIXES = (".tbi", ".csi")
@@ -26,7 +27,11 @@ FIRST_RECORDS = 1000  # that a quick check reads
 
 
 def check_result(
-    files: Mapping[str, Path], *, level: Level, on_file: Callable[[str], None] | None = None
+    files: Mapping[str, Path],
+    *,
+    level: Level,
+    on_file: Callable[[str], None] | None = None,
+    stopped: Stop = never,
 ) -> list[str]:
     """Check every file of a result by its kind, each index with its VCF; return warnings.
 
@@ -34,36 +39,39 @@ def check_result(
         files: where the bytes of each result name lie now.
         level: `full` reads every byte and record, `quick` the ends, `off` nothing.
         on_file: hears the name of each file before it is checked.
+        stopped: asked now and then whether to give up.
 
     Raises:
         VerificationFailed: with the name of the file and what is wrong with it.
         DiskError: a file cannot be read.
+        Stopped: as `stopped` wished.
 
     """
     warnings: list[str] = []
     if level == "off":
         return warnings
+    check = _Check(files, full=level == "full", on_file=on_file or _ignore, stopped=stopped)
     for name in sorted(files):
         if _is_index(name) and _is_vcf(_data_name(name)) and _data_name(name) in files:
             continue  # checked together with its VCF
-        if on_file is not None:
-            on_file(name)
-        if _is_vcf(name):
-            indexes = [name + suffix for suffix in INDEX_SUFFIXES if name + suffix in files]
-            warnings += _check_vcf(name, indexes, files, full=level == "full", on_file=on_file)
-        else:
-            warnings += _check_other(name, files, full=level == "full")
+        check.on_file(name)
+        warnings += check.one_vcf(name) if _is_vcf(name) else check.other(name)
     return warnings
 
 
-def check_path(path: Path, *, level: Level) -> list[str]:
+def data_file_of(path: Path) -> Path:
+    """Return the file that `path` is an index of, or the path itself if it is no index."""
+    return path.with_name(_data_name(path.name)) if _is_index(path.name) else path
+
+
+def check_path(path: Path, *, level: Level, stopped: Stop = never) -> list[str]:
     """Check one file on disk with its neighbours: a VCF with its index, an index with its VCF."""
-    data = path.with_name(_data_name(path.name)) if _is_index(path.name) else path
+    data = data_file_of(path)
     files = {path.name: path}
     for neighbour in (data, *(data.with_name(data.name + suffix) for suffix in INDEX_SUFFIXES)):
         if neighbour.is_file():
             files[neighbour.name] = neighbour
-    warnings = check_result(files, level=level)
+    warnings = check_result(files, level=level, stopped=stopped)
     for name, index_path in files.items():
         if _is_index(name) and data.name in files and _is_older(index_path, data):
             warnings.append(
@@ -72,66 +80,73 @@ def check_path(path: Path, *, level: Level) -> list[str]:
     return warnings
 
 
-def _check_vcf(
-    name: str,
-    indexes: list[str],
-    files: Mapping[str, Path],
-    *,
-    full: bool,
-    on_file: Callable[[str], None] | None,
-) -> list[str]:
-    path = files[name]
-    with _named(name):
-        blocks = _check_blocks(path, full=full)
-        shifts = [_shift(index, files, full=full) for index in indexes]
-        records = vcf.read_records(
-            path, shift=min(shifts, default=14), limit=None if full else FIRST_RECORDS
-        )
-        if indexes and records.disorder:
-            raise Flaw(f"has an index but is not sorted: {records.disorder}")
-    warnings = [f"{name}: {warning}." for warning in records.warnings]
-    if blocks is not None and not blocks.ends_in_newline:
-        warnings.append(f"{name}: its last line does not end in a newline and may be cut short.")
-    if not indexes:
-        warnings.append(f"{name}: there is no index (.tbi or .csi) for it.")
-    for index in indexes:
-        if on_file is not None:
-            on_file(index)
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """The files of one result, and how they are looked at."""
+
+    files: Mapping[str, Path]
+    full: bool
+    on_file: Callable[[str], None]
+    stopped: Stop
+
+    def one_vcf(self, name: str) -> list[str]:
+        path = self.files[name]
+        indexes = [name + suffix for suffix in INDEX_SUFFIXES if name + suffix in self.files]
+        with _named(name):
+            blocks = self._blocks(path)
+            records = vcf.read_records(
+                path,
+                shift=min(map(self._shift, indexes), default=14),
+                limit=None if self.full else FIRST_RECORDS,
+                stopped=self.stopped,
+            )
+            if indexes and records.disorder:
+                raise Flaw(f"has an index but is not sorted: {records.disorder}")
+        warnings = [f"{name}: {warning}." for warning in records.warnings]
+        if blocks is not None and not blocks.ends_in_newline:
+            warnings.append(
+                f"{name}: its last line does not end in a newline and may be cut short."
+            )
+        if not indexes:
+            warnings.append(f"{name}: there is no index (.tbi or .csi) for it.")
+        for index in indexes:
+            self.on_file(index)
+            with _named(index):
+                if blocks is not None:
+                    pair.check_index(self.files[index], path, blocks=blocks, records=records)
+                else:
+                    found = pair.check_index_quickly(self.files[index], path)
+                    warnings += [f"{index}: {warning}." for warning in found]
+        return warnings
+
+    def other(self, name: str) -> list[str]:
+        path = self.files[name]
+        with _named(name):
+            if _is_index(name):
+                self._blocks(path)
+                pair.check_tables(path)
+                if _data_name(name) not in self.files:
+                    return [f"{name}: the file that it is an index of is not there."]
+            elif name.lower().endswith(".vcf"):
+                vcf.check_header(path)
+            elif name.lower().endswith(COMPRESSED_SUFFIXES) and bgzf.is_bgzf(path):
+                self._blocks(path)
+        return []
+
+    def _blocks(self, path: Path) -> bgzf.BlockMap | None:
+        if self.full:
+            return bgzf.check_blocks(path, stopped=self.stopped)
+        bgzf.check_ends(path)
+        return None
+
+    def _shift(self, index: str) -> int:
         with _named(index):
-            if blocks is not None:
-                pair.check_index(files[index], path, blocks=blocks, records=records)
-            else:
-                found = pair.check_index_quickly(files[index], path)
-                warnings += [f"{index}: {warning}." for warning in found]
-    return warnings
+            self._blocks(self.files[index])
+            return pair.index_shift(self.files[index])
 
 
-def _check_other(name: str, files: Mapping[str, Path], *, full: bool) -> list[str]:
-    path = files[name]
-    with _named(name):
-        if _is_index(name):
-            _check_blocks(path, full=full)
-            pair.check_tables(path)
-            if _data_name(name) not in files:
-                return [f"{name}: the file that it is an index of is not there."]
-        elif name.lower().endswith(".vcf"):
-            vcf.check_header(path)
-        elif name.lower().endswith(COMPRESSED_SUFFIXES) and bgzf.is_bgzf(path):
-            _check_blocks(path, full=full)
-    return []
-
-
-def _check_blocks(path: Path, *, full: bool) -> bgzf.BlockMap | None:
-    if full:
-        return bgzf.check_blocks(path)
-    bgzf.check_ends(path)
-    return None
-
-
-def _shift(index: str, files: Mapping[str, Path], *, full: bool) -> int:
-    with _named(index):
-        _check_blocks(files[index], full=full)
-        return pair.index_shift(files[index])
+def _ignore(_: str) -> None:
+    """Hear of a file and do nothing."""
 
 
 def _is_index(name: str) -> bool:

@@ -19,7 +19,7 @@ from downloader.verify.block import (
     read_block,
     read_header,
 )
-from downloader.verify.flaw import Flaw
+from downloader.verify.flaw import Flaw, Stop, Stopped, never
 
 __all__ = [
     "EOF_BLOCK",
@@ -110,17 +110,20 @@ def iter_data(path: Path) -> Iterator[bytes]:
             yield data
 
 
-def check_blocks(path: Path) -> BlockMap:
+def check_blocks(path: Path, *, stopped: Stop = never) -> BlockMap:
     """Walk the whole file and return its blocks, every one of them proved by its CRC-32.
 
     Raises:
         Flaw: a damaged block, a missing end-of-file block, anything after it.
+        Stopped: as `stopped` wished.
     """
     _check_eof(path)
     starts, offsets, flavours = array("Q"), array("Q"), Flavours()
     length, last_byte = 0, b"\n"
     with path.open("rb", buffering=READ_BUFFER) as file:
         for block, data in _walk(file):
+            if stopped():
+                raise Stopped
             _insist_on_crc(block)
             flavours.add(block)
             offsets.append(block.offset)

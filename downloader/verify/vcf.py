@@ -13,12 +13,13 @@ from pathlib import Path
 import pysam
 
 from downloader.verify.bgzf import iter_data
-from downloader.verify.flaw import Flaw
+from downloader.verify.flaw import Flaw, Stop, Stopped, never
 
 __all__ = ["ContigRecords", "Records", "check_header", "first_record", "read_records"]
 
 MAX_HEADER = 256 << 20  # bytes; a header of a hundred thousand samples has some 2 MiB
 SHOWN_NAMES = 8
+STOP_RECORDS = 4096  # between two looks at whether to stop
 NO_WINDOW = -2  # -1 is that of a record at POS 0, a telomere
 TAG = re.compile(r"(?:[A-Za-z_][0-9A-Za-z_.]*|1000G)\Z")  # VCF 4.3 §1.6.1
 CONTIG_LINE = re.compile(rb"^##contig=<(?:[^\n]*,)?ID=([^,>\n]+)", re.MULTILINE)
@@ -102,13 +103,16 @@ def check_header(path: Path) -> None:
         pass
 
 
-def read_records(path: Path, *, shift: int = 14, limit: int | None = None) -> Records:
+def read_records(
+    path: Path, *, shift: int = 14, limit: int | None = None, stopped: Stop = never
+) -> Records:
     """Let htslib parse the header and every record, or the first `limit` records.
 
     Args:
         path: a BGZF-compressed VCF, whatever it is called.
         shift: records are grouped by windows of 2^shift positions, as the index's bins are.
         limit: stop after so many records.
+        stopped: tells whether to give up; then Stopped is raised.
 
     """
     records = Records(shift=shift)
@@ -116,7 +120,7 @@ def read_records(path: Path, *, shift: int = 14, limit: int | None = None) -> Re
     with _opened(path) as file:
         before = _tags(file.header)
         try:
-            _read_all(file, records, limit)
+            _read_all(file, records, limit, stopped)
         except (OSError, ValueError) as error:
             raise Flaw(_unreadable(records, error)) from error
         records.warnings += _untidy(before, _tags(file.header), declared, records)
@@ -151,7 +155,7 @@ def _opened(path: Path) -> Iterator[pysam.VariantFile]:
             yield file
 
 
-def _read_all(file: pysam.VariantFile, records: Records, limit: int | None) -> None:
+def _read_all(file: pysam.VariantFile, records: Records, limit: int | None, stopped: Stop) -> None:
     """Note for each record where it lies; written flat, because it runs for every record."""
     tell, shift = file.tell, records.shift
     rid = position = count = -1
@@ -161,6 +165,8 @@ def _read_all(file: pysam.VariantFile, records: Records, limit: int | None) -> N
     for count, record in enumerate(file):
         if count == limit:
             break
+        if count % STOP_RECORDS == 0 and stopped():
+            raise Stopped
         if record.rid != rid or contig is None:
             contig = _next_contig(records, record, start)
             rid, window, position = record.rid, NO_WINDOW, -1

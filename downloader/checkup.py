@@ -1,0 +1,203 @@
+"""What `doctor` looks at: each check gives one diagnosis, and none of them changes anything."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pysam.version import __htslib_version__ as htslib_version
+
+from downloader._version import __version__
+from downloader.app import open_api
+from downloader.concurrency import in_thread
+from downloader.config import Settings, exposed_secrets, unknown_environment
+from downloader.errors import (
+    BusinessError,
+    DownloaderError,
+    InvalidSettings,
+    MissingCredentials,
+    PlatformUnavailable,
+    redacted,
+)
+from downloader.units import format_bytes, format_seconds
+from state import StateError, StateStore
+
+__all__ = ["Diagnosis", "examine"]
+
+# The platform says PENDING of every id it does not know, so asking for this one is harmless.
+NOBODYS_TASK = "00000000-0000-0000-0000-000000000000"
+TOLERABLE_SKEW_SECONDS = 60
+FILES_BESIDE_CONNECTIONS = 64  # descriptors for the state, part files, libraries
+
+Verdict = Literal["ok", "warning", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What was looked at, what was found, and what to do if it is not well."""
+
+    what: str
+    verdict: Verdict
+    found: str
+    mend: str | None = None
+
+
+async def examine(settings: Settings) -> list[Diagnosis]:
+    """Look at everything that a fetch with these settings needs."""
+    return [
+        _program(),
+        *_environment(),
+        *await _platform(settings),
+        *await in_thread(_destination, settings),
+        await in_thread(_state, settings),
+        _descriptors(settings),
+    ]
+
+
+def _program() -> Diagnosis:
+    versions = (
+        f"bge-downloader {__version__}, Python {platform.python_version()}, "
+        f"htslib {htslib_version}, {platform.system()} {platform.release()}"
+    )
+    return Diagnosis(what="program", verdict="ok", found=versions)
+
+
+def _environment() -> Iterator[Diagnosis]:
+    for name, nearest in unknown_environment():
+        yield Diagnosis(
+            what="environment",
+            verdict="warning",
+            found=f"{name} is no setting and has no effect",
+            mend=f"did you mean {nearest}?" if nearest else "remove it",
+        )
+    for path in exposed_secrets():
+        yield Diagnosis(
+            what="secret",
+            verdict="warning",
+            found=f"{path} holds app_secret and can be read by others",
+            mend=f"chmod 600 {path}",
+        )
+    proxies = urllib.request.getproxies()
+    if proxies:
+        shown = ", ".join(f"{scheme} by {redacted(url)}" for scheme, url in proxies.items())
+        yield Diagnosis(what="proxy", verdict="ok", found=shown)
+
+
+async def _platform(settings: Settings) -> list[Diagnosis]:
+    try:
+        api = open_api(settings)
+    except MissingCredentials as error:
+        return [Diagnosis(what="credentials", verdict="failed", found=str(error))]
+    except InvalidSettings as error:
+        return [Diagnosis(what="platform", verdict="failed", found=str(error))]
+    async with api:
+        try:
+            await api.task_result(NOBODYS_TASK)
+        except PlatformUnavailable as error:
+            return [Diagnosis(what="platform", verdict="failed", found=str(error))]
+        except BusinessError as error:
+            verdict = Diagnosis(
+                what="credentials",
+                verdict="failed",
+                found=str(error),
+                mend="check app_key and app_secret against what the platform issued",
+            )
+        except DownloaderError as error:
+            return [Diagnosis(what="platform", verdict="failed", found=str(error))]
+        else:
+            accepted = f"accepted by {redacted(settings.endpoint)}"
+            verdict = Diagnosis(what="credentials", verdict="ok", found=accepted)
+        skew = api.observed_clock_skew
+        return [verdict, _clock(None if skew is None else skew.total_seconds())]
+
+
+def _clock(skew: float | None) -> Diagnosis:
+    if skew is None:
+        return Diagnosis(what="clock", verdict="warning", found="the platform tells no time")
+    if abs(skew) <= TOLERABLE_SKEW_SECONDS:
+        found = f"within {abs(skew):.0f} s of the platform's"
+        return Diagnosis(what="clock", verdict="ok", found=found)
+    side = "behind" if skew > 0 else "ahead of"
+    return Diagnosis(
+        what="clock",
+        verdict="warning",
+        found=f"this machine is {format_seconds(abs(skew))} {side} the platform's clock",
+        mend="set the clock (timedatectl set-ntp true); fetches go on with the platform's time",
+    )
+
+
+def _destination(settings: Settings) -> list[Diagnosis]:
+    dest = settings.dest.expanduser().absolute()
+    place = _nearest_existing(dest)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        return [
+            Diagnosis(
+                what="destination",
+                verdict="failed",
+                found=f"{dest} cannot be written",
+                mend="choose another --dest, or change its owner or mode",
+            )
+        ]
+    note = "" if dest == place else ", which will be made"
+    writable = Diagnosis(what="destination", verdict="ok", found=f"{dest}{note}")
+    free = shutil.disk_usage(place).free
+    if free <= settings.min_free_space:
+        return [
+            writable,
+            Diagnosis(
+                what="disk",
+                verdict="failed",
+                found=f"{format_bytes(free)} free, and min_free_space is "
+                f"{format_bytes(settings.min_free_space)}",
+                mend="free some space, or choose another --dest",
+            ),
+        ]
+    return [writable, Diagnosis(what="disk", verdict="ok", found=f"{format_bytes(free)} free")]
+
+
+def _state(settings: Settings) -> Diagnosis:
+    path = None if "://" in settings.state else Path(settings.state).expanduser().absolute()
+    if path is not None and not path.exists():
+        place = _nearest_existing(path.parent)
+        if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+            return Diagnosis(what="state", verdict="ok", found=f"{path}, which will be made")
+        return Diagnosis(
+            what="state",
+            verdict="failed",
+            found=f"{path} cannot be made",
+            mend="name another place with the setting `state`",
+        )
+    try:
+        with StateStore.open(settings.state) as store:
+            tasks = store.find_tasks()
+            return Diagnosis(
+                what="state", verdict="ok", found=f"{store.location}, {len(tasks)} tasks known"
+            )
+    except StateError as error:
+        return Diagnosis(what="state", verdict="failed", found=str(error))
+
+
+def _descriptors(settings: Settings) -> Diagnosis:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = settings.parallel_files * (settings.segments + 1) + FILES_BESIDE_CONNECTIONS
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        return Diagnosis(
+            what="open files",
+            verdict="failed",
+            found=f"{limit} are allowed and {needed} may be needed",
+            mend=f"ulimit -n {needed}, or fewer segments and parallel_files",
+        )
+    return Diagnosis(what="open files", verdict="ok", found=f"{needed} of {limit} may be needed")
+
+
+def _nearest_existing(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path

@@ -1,0 +1,218 @@
+"""`fetch`: bring the results of tasks home."""
+
+from __future__ import annotations
+
+import asyncio
+import json as json_text
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from downloader.cli import options
+from downloader.cli.running import PROGRAM, complain, run, told
+from downloader.errors import DownloaderError
+from state.errors import StateError
+
+if TYPE_CHECKING:
+    from downloader.app import App
+    from downloader.config import Settings
+    from downloader.fetch import FetchReport
+    from downloader.screens import Screen
+
+__all__ = ["fetch"]
+
+TaskIds = Annotated[
+    list[str],
+    typer.Argument(metavar="TASK_ID", help="Ids of tasks, as the platform gave them."),
+]
+NoWait = Annotated[
+    bool, typer.Option("--no-wait", help="Ask once; exit 4 if there is no result yet.")
+]
+
+
+def fetch(
+    task_ids: TaskIds,
+    *,
+    dest: options.Dest = None,
+    timeout: options.Deadline = None,
+    no_wait: NoWait = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    verify: options.VerifyLevel = None,
+    checksums: options.Checksums = None,
+    limit_rate: options.LimitRate = None,
+    parallel_files: options.ParallelFiles = None,
+    segments: options.Segments = None,
+    segment_size: options.SegmentSize = None,
+    min_free_space: options.MinFreeSpace = None,
+    allowed_hosts: options.AllowedHosts = None,
+    endpoint: options.Endpoint = None,
+    state: options.State = None,
+    max_retries: options.MaxRetries = None,
+    poll_interval: options.PollInterval = None,
+    poll_max_interval: options.PollMaxInterval = None,
+    retry_max_delay: options.RetryMaxDelay = None,
+    connect_timeout: options.ConnectTimeout = None,
+    stall_timeout: options.StallTimeout = None,
+) -> None:
+    """Wait for tasks and bring their files to disk: verified, then published as DEST/TASK_ID.
+
+    Interrupted at any point, the same command goes on where it stopped; a task that is published
+    already moves no bytes. Credentials come from BGE_APP_KEY and BGE_APP_SECRET or a settings
+    file. The path of each published result is printed on stdout.
+    """
+    flags = options.given(
+        dest=dest,
+        poll_deadline=timeout,
+        verify=verify,
+        checksums=checksums,
+        limit_rate=limit_rate,
+        parallel_files=parallel_files,
+        segments=segments,
+        segment_size=segment_size,
+        min_free_space=min_free_space,
+        allowed_hosts=allowed_hosts,
+        endpoint=endpoint,
+        state=state,
+        max_retries=max_retries,
+        poll_interval=poll_interval,
+        poll_max_interval=poll_max_interval,
+        retry_max_delay=retry_max_delay,
+        connect_timeout=connect_timeout,
+        stall_timeout=stall_timeout,
+    )
+    with told():
+        settings = _prepared(task_ids, flags, verbose=verbose)
+        exit_code = run(
+            _fetch_all(
+                list(dict.fromkeys(task_ids)), settings, wait=not no_wait, json=json, quiet=quiet
+            )
+        )
+        raise typer.Exit(exit_code)
+
+
+def _prepared(task_ids: Sequence[str], flags: dict[str, object], *, verbose: bool) -> Settings:
+    """Check all that can be checked before anything is made."""
+    from downloader.config import load_settings
+    from downloader.logs import set_up_logging
+    from downloader.task_result import valid_task_id
+
+    for task_id in task_ids:
+        valid_task_id(task_id)
+    set_up_logging(verbose=verbose)
+    settings = load_settings(flags)
+    settings.credentials()
+    return settings
+
+
+async def _fetch_all(
+    task_ids: Sequence[str], settings: Settings, *, wait: bool, json: bool, quiet: bool
+) -> int:
+    """Fetch tasks side by side; return the exit code of the first that failed, in their order."""
+    from downloader.app import open_app
+    from downloader.screens import choose_screen
+
+    screen = choose_screen(quiet=quiet, json=json, stderr=sys.stderr, stdout=sys.stdout)
+    with screen:
+        async with open_app(settings, wait=wait) as app:
+            teller = _Teller(screen, json=json, quiet=quiet, several=len(task_ids) > 1)
+            jobs = [_fetch_one(app, task_id, screen, teller) for task_id in task_ids]
+            try:
+                exit_codes = await asyncio.gather(*jobs)
+            except asyncio.CancelledError:
+                screen.close()
+                if not quiet:
+                    complain(await _how_far(app, task_ids))
+                raise
+    return next((code for code in exit_codes if code), 0)
+
+
+async def _fetch_one(app: App, task_id: str, screen: Screen, teller: _Teller) -> int:
+    try:
+        report = await app.fetch(task_id, reporter=screen.reporter(task_id))
+    except (DownloaderError, StateError) as error:
+        teller.failed(task_id, error)
+        return error.exit_code
+    teller.published(report)
+    return 0
+
+
+class _Teller:
+    """Says how each task ended: the result on stdout, a sentence for people on stderr."""
+
+    def __init__(self, screen: Screen, *, json: bool, quiet: bool, several: bool) -> None:
+        self._screen = screen
+        self._json = json
+        self._quiet = quiet
+        self._several = several
+
+    def published(self, report: FetchReport) -> None:
+        if not self._quiet:
+            self._screen.say(_summary(report))
+        if self._json:
+            self._print(
+                json_text.dumps({"event": "published", **report.facts()}, ensure_ascii=False)
+            )
+        else:
+            self._print(str(report.path))
+
+    def failed(self, task_id: str, error: DownloaderError | StateError) -> None:
+        if self._json:
+            facts = {
+                "event": "failed",
+                "task_id": task_id,
+                "error": type(error).__name__,
+                "message": str(error),
+                "exit_code": error.exit_code,
+            }
+            self._print(json_text.dumps(facts, ensure_ascii=False))
+        prefix = f"{task_id}: " if self._several and task_id not in str(error) else ""
+        with self._screen.aside():
+            complain(f"{prefix}{error}")
+
+    def _print(self, line: str) -> None:
+        with self._screen.aside():
+            print(line, flush=True)  # noqa: T201 - results are for stdout
+
+
+def _summary(report: FetchReport) -> str:
+    from downloader.units import format_bytes, format_rate, format_seconds
+
+    files = "1 file" if len(report.files) == 1 else f"{len(report.files)} files"
+    what = f"{files}, {format_bytes(report.size)}"
+    if report.already_published:
+        return f"Already published: {what}; no byte was moved."
+    rate = format_rate(report.received_bytes / report.seconds) if report.seconds else ""
+    resumed = (
+        f", {format_bytes(report.resumed_bytes)} were here already" if report.resumed_bytes else ""
+    )
+    unconfirmed = sum(not file.crc64_confirmed for file in report.files)
+    proof = (
+        "every CRC-64 is the store's"
+        if not unconfirmed
+        else f"the store told no CRC-64 for {unconfirmed} of them"
+    )
+    return (
+        f"Published {what}: received {format_bytes(report.received_bytes)} in "
+        f"{format_seconds(report.seconds)} ({rate}){resumed}; {proof}."
+    )
+
+
+async def _how_far(app: App, task_ids: Sequence[str]) -> str:
+    """Say what an interrupted run has safely on disk, and what to type to go on."""
+    from downloader.units import format_bytes
+    from state import StateStore
+
+    safe = size = 0
+    for task_id in task_ids:
+        for task in await app.store.call(StateStore.find_tasks, task_id, str(app.dest.absolute())):
+            files = await app.store.call(StateStore.progress, task.id)
+            safe += sum(file.safe_bytes for file in files)
+            size += sum(file.size or 0 for file in files)
+    share = f" of {format_bytes(size)} ({safe / size:.0%})" if size else ""
+    again = shlex.join([PROGRAM, *sys.argv[1:]])
+    return f"Interrupted; {format_bytes(safe)}{share} are safe on disk. To go on: {again}"

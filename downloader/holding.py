@@ -1,0 +1,99 @@
+"""One process at a time fetches a task; another one that is asked to follows it to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+
+from downloader.errors import DestinationTaken
+from downloader.progress import PlannedFile, Reporter
+from downloader.retry import pause
+from state import AsyncStore, StateError, StateStore, Task, describe_owner, is_dead
+
+__all__ = ["claim_or_follow", "keep_lease"]
+
+LEASE_SECONDS = 60.0
+HEARTBEAT_SECONDS = 15.0
+LOOK_SECONDS = 1.0  # between two looks at what the other process has done
+
+
+async def claim_or_follow(
+    task: Task, *, store: AsyncStore, owner: str, reporter: Reporter
+) -> Task | None:
+    """Return None once the task is ours, or the task as another process has ended it."""
+    while await store.call(StateStore.acquire, task.id, owner, LEASE_SECONDS) is None:
+        ended = await _Following(task, store=store, reporter=reporter).to_the_end()
+        if ended is not None:
+            return ended
+    return None
+
+
+async def keep_lease(task: Task, *, store: AsyncStore, owner: str) -> None:
+    """Renew the lease until cancelled.
+
+    Raises:
+        DestinationTaken: the lease is somebody else's by now.
+        StateError: it could not be renewed in time.
+    """
+    renewed_at = time.monotonic()
+    while True:
+        await asyncio.sleep(HEARTBEAT_SECONDS)
+        try:
+            is_ours = await store.call(StateStore.renew, task.id, owner, LEASE_SECONDS)
+        except StateError:  # a lock that is held for seconds, a full disk: both may pass
+            if time.monotonic() - renewed_at > LEASE_SECONDS - HEARTBEAT_SECONDS:
+                raise
+            continue
+        if not is_ours:
+            raise DestinationTaken(
+                f"Another process has taken over task {task.task_id}, since this one did not "
+                "renew its claim in time; what was received is kept, and the same command "
+                "follows that process"
+            )
+        renewed_at = time.monotonic()
+
+
+class _Following:
+    """Shows what another process does with a task, as far as it is in the state."""
+
+    def __init__(self, task: Task, *, store: AsyncStore, reporter: Reporter) -> None:
+        self._task = task
+        self._store = store
+        self._reporter = reporter
+        self._shown: dict[str, int] = {}
+
+    async def to_the_end(self) -> Task | None:
+        """Return the task once it was published or has failed; None if it was left undone."""
+        first = now = await self._store.call(StateStore.get_task, self._task.id)
+        if _is_held(first):
+            holder = describe_owner(first.acquired_by or "")
+            self._reporter.note(f"{holder} is fetching this task already; following it")
+        while _is_held(now) and now.acquired_by == first.acquired_by:
+            await self._show_progress()
+            await pause(LOOK_SECONDS)
+            now = await self._store.call(StateStore.get_task, self._task.id)
+        # A final phase that was there from the beginning is an earlier run's.
+        has_ended = now.phase.is_final and now.updated_at != first.updated_at
+        return now if has_ended else None
+
+    async def _show_progress(self) -> None:
+        files = await self._store.call(StateStore.progress, self._task.id)
+        if files and not self._shown:
+            self._reporter.planned([PlannedFile(file.name, file.size) for file in files])
+        for file in files:
+            if file.size is None:
+                continue
+            if file.name not in self._shown:
+                self._reporter.file_sized(file.name, file.size, resumed=file.safe_bytes)
+            elif file.safe_bytes != self._shown[file.name]:
+                self._reporter.received(file.name, file.safe_bytes - self._shown[file.name])
+                if file.safe_bytes == file.size:
+                    self._reporter.file_done(file.name)
+            self._shown[file.name] = file.safe_bytes
+
+
+def _is_held(task: Task) -> bool:
+    if task.acquired_by is None or task.acquired_until is None:
+        return False
+    return task.acquired_until > datetime.now(UTC) and not is_dead(task.acquired_by)

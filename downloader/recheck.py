@@ -1,0 +1,165 @@
+"""Proves again, offline, what is on disk: against the manifest, and each VCF with its index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from downloader.concurrency import in_stoppable_thread, in_thread
+from downloader.errors import DownloaderError, InvalidArgument, VerificationFailed
+from downloader.publish import Manifest, ManifestFile, read_manifest
+from downloader.reading import crc64_of_file
+from downloader.task_result import MANIFEST_NAME, PART_SUFFIX, PARTIAL_SUFFIX, RESERVED_NAMES
+from downloader.verify import Level, check_path, data_file_of
+
+__all__ = ["Finding", "Recheck", "recheck"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One file that was looked at; `problem` is None if nothing is wrong with it."""
+
+    name: str
+    size: int | None = None  # bytes on disk
+    crc64ecma: str | None = None  # of what is on disk, where a manifest tells what it must be
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recheck:
+    """What looking at a path has shown."""
+
+    path: Path
+    manifest: Manifest | None
+    findings: tuple[Finding, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def problems(self) -> list[str]:
+        """One sentence for each file that is not what it must be."""
+        return [finding.problem for finding in self.findings if finding.problem]
+
+
+async def recheck(
+    path: Path, *, level: Level, on_file: Callable[[str], None] | None = None
+) -> Recheck:
+    """Look at a published result, at any folder of VCFs, or at one file; nothing is changed.
+
+    Files that a manifest lists are read and held against its sizes and CRC-64s. Each VCF is
+    checked with its index, and each index with its VCF. All files are looked at, whatever is
+    found in the first.
+
+    Raises:
+        InvalidArgument: there is nothing at the path that could be checked.
+        VerificationFailed: the manifest is damaged.
+    """
+    if path.name.endswith(PARTIAL_SUFFIX) or path.name.endswith(PART_SUFFIX):
+        raise InvalidArgument(
+            f"{path} is not published: a fetch has not finished it yet; run the same fetch again"
+        )
+    directory = await in_thread(lambda: path if path.is_dir() else path.parent)
+    manifest = await in_thread(read_manifest, directory)
+    names = await in_thread(_names, path, directory, manifest)
+    look = _Look(directory, manifest, level=level, on_file=on_file or _ignore)
+    findings = [await look.at(name) for name in names]
+    return Recheck(
+        path=path,
+        manifest=manifest,
+        findings=tuple(findings),
+        warnings=(*look.warnings, *_strangers(path, manifest)),
+    )
+
+
+class _Look:
+    def __init__(
+        self,
+        directory: Path,
+        manifest: Manifest | None,
+        *,
+        level: Level,
+        on_file: Callable[[str], None],
+    ) -> None:
+        self._directory = directory
+        self._level: Level = level
+        self._on_file = on_file
+        self._listed = {file.name: file for file in manifest.files} if manifest else {}
+        self._checked: set[Path] = set()
+        self.warnings: list[str] = []
+
+    async def at(self, name: str) -> Finding:
+        """Hold one file against the manifest, then its content against its kind."""
+        self._on_file(name)
+        path = self._directory / name
+        try:
+            size = (await in_thread(path.stat)).st_size
+        except OSError as error:
+            return Finding(name=name, problem=f"{name} is not there ({error.strerror})")
+        crc: str | None = None
+        try:
+            if name in self._listed:
+                crc = await _held_against(self._listed[name], path, size)
+            await self._check_content(path)
+        except DownloaderError as error:
+            return Finding(name=name, size=size, crc64ecma=crc, problem=str(error))
+        return Finding(name=name, size=size, crc64ecma=crc)
+
+    async def _check_content(self, path: Path) -> None:
+        """Check a VCF with its index once, whichever of the two comes first."""
+        data = data_file_of(path)
+        if data in self._checked or self._level == "off":
+            return
+        self._checked.add(data)
+        self.warnings += await in_stoppable_thread(
+            lambda stopped: check_path(path, level=self._level, stopped=stopped)
+        )
+
+
+async def _held_against(file: ManifestFile, path: Path, size: int) -> str:
+    if size != file.size:
+        raise VerificationFailed(
+            f"{file.name} has {size} bytes, and the manifest says {file.size}; fetch it again"
+        )
+    crc = str(await crc64_of_file(path))
+    if crc != file.crc64ecma:
+        raise VerificationFailed(
+            f"{file.name} is damaged: its CRC-64 on disk is {crc}, and the manifest says "
+            f"{file.crc64ecma}; move the result away and fetch the task again"
+        )
+    return crc
+
+
+def _names(path: Path, directory: Path, manifest: Manifest | None) -> Sequence[str]:
+    if not path.exists():
+        raise InvalidArgument(f"{path} is not there; give a published result, a folder or a file")
+    if not path.is_dir():
+        return [path.name]
+    if manifest is not None:
+        return [file.name for file in manifest.files]
+    names = sorted(
+        found.relative_to(directory).as_posix()
+        for found in directory.rglob("*")
+        if found.is_file() and found.name.endswith((".vcf.gz", ".vcf.bgz", ".vcf", ".tbi", ".csi"))
+    )
+    if not names:
+        raise InvalidArgument(
+            f"{path} has no {MANIFEST_NAME} and no VCF or index in it; there is nothing to verify"
+        )
+    return names
+
+
+def _strangers(directory: Path, manifest: Manifest | None) -> list[str]:
+    """Warn of files that stand in a published result and are not of it."""
+    if manifest is None or not directory.is_dir():
+        return []
+    known = {*(file.name for file in manifest.files), *RESERVED_NAMES}
+    there = {
+        found.relative_to(directory).as_posix()
+        for found in directory.rglob("*")
+        if not found.is_dir()
+    }
+    return [f"{name}: it is not in the manifest." for name in sorted(there - known)]
+
+
+def _ignore(_: str) -> None:
+    """Hear of a file and do nothing."""

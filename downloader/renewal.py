@@ -1,0 +1,90 @@
+"""Fresh links for objects whose links were refused: asked for once, for everybody who waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from downloader.errors import BadTaskResult, LinkRefused, redacted
+from downloader.hosts import HostRules
+from downloader.progress import Reporter
+from downloader.task_result import PlannedObject, plan_objects
+
+__all__ = ["LinkRenewal", "LinkSource"]
+
+
+class LinkSource(Protocol):
+    """The two calls of the platform that give links."""
+
+    async def task_result(self, task_id: str) -> Mapping[str, Any]:
+        """Return the task's `status` and `result`."""
+        ...
+
+    async def sign_url(self, object_name: str) -> Mapping[str, Any]:
+        """Return a signed `url` of an object."""
+        ...
+
+
+class LinkRenewal:
+    """Renews the links of one task.
+
+    The task's result is asked for again, once for all of its objects that were refused together;
+    an object whose link there is still the refused one (a bare one, which nobody signed) gets a
+    signed one by `sign_url`.
+    """
+
+    def __init__(
+        self, task_id: str, *, api: LinkSource, rules: HostRules, reporter: Reporter
+    ) -> None:
+        self._task_id = task_id
+        self._api = api
+        self._rules = rules
+        self._reporter = reporter
+        self._lock = asyncio.Lock()
+        self._links: dict[tuple[str, str], str] = {}
+
+    async def renew(self, wanted: PlannedObject, refused: str) -> str:
+        """Return a link to the object other than the refused one.
+
+        Raises:
+            LinkRefused: the platform has no other link.
+            PlatformError: it could not be asked.
+        """
+        identity = (wanted.bucket, wanted.key)
+        async with self._lock:
+            if self._links.get(identity, refused) == refused:
+                await self._ask_again()
+                self._reporter.note(f"{wanted.name}: its link was refused or expires; renewed it")
+            link = self._links.get(identity)
+            if link is None:
+                raise LinkRefused(
+                    f"The store refused the link to {wanted.name}, and the task's result does not "
+                    "list this file any more; run the same command again to begin with the new one"
+                )
+            if link == refused:
+                link = self._links[identity] = await self._signed(wanted, refused)
+            return link
+
+    async def _ask_again(self) -> None:
+        answer = await self._api.task_result(self._task_id)
+        objects = plan_objects(answer.get("result"), rules=self._rules)
+        self._links = {(one.bucket, one.key): one.url for one in objects}
+
+    async def _signed(self, wanted: PlannedObject, refused: str) -> str:
+        answer = await self._api.sign_url(wanted.key)
+        link = answer.get("url")
+        if not isinstance(link, str) or not link:
+            raise BadTaskResult(
+                f"The platform was asked to sign a link to {wanted.name} and gave none; "
+                "ask the platform's support, naming the task id"
+            )
+        signed = plan_objects([link], rules=self._rules)[0]
+        if signed.key != wanted.key:
+            raise BadTaskResult(
+                f"The platform was asked to sign a link to {wanted.name} and gave one to another "
+                f"object, {redacted(link)}; nothing was fetched from it"
+            )
+        if link == refused:
+            raise LinkRefused(f"The store refuses the only link that there is to {wanted.name}")
+        return link
