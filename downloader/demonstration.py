@@ -110,6 +110,8 @@ class _Story:
                 await asyncio.sleep(LOOK_SECONDS)
             process.send_signal(signal.SIGKILL)
             await process.wait()
+            if sys.stderr.isatty():  # whoever is killed leaves its bars behind
+                print("\r\x1b[J", end="", file=sys.stderr, flush=True)  # noqa: T201
 
     async def _run(self, *arguments: str) -> _Ended:
         async with self._started(*arguments) as process:

@@ -186,20 +186,23 @@ def _summary(report: FetchReport) -> str:
     what = f"{files}, {format_bytes(report.size)}"
     if report.already_published:
         return f"Already published: {what}; no byte was moved."
-    rate = format_rate(report.received_bytes / report.seconds) if report.seconds else ""
+    received, seconds = report.received_bytes, report.transfer_seconds
+    took = format_seconds(seconds) if seconds >= 1 else "less than 1 s"
+    rate = f" ({format_rate(received / seconds)})" if received and seconds else ""
     resumed = (
-        f", {format_bytes(report.resumed_bytes)} were here already" if report.resumed_bytes else ""
-    )
-    unconfirmed = sum(not file.crc64_confirmed for file in report.files)
-    proof = (
-        "every CRC-64 is the store's"
-        if not unconfirmed
-        else f"the store told no CRC-64 for {unconfirmed} of them"
+        f"; {format_bytes(report.resumed_bytes)} were here already" if report.resumed_bytes else ""
     )
     return (
-        f"Published {what}: received {format_bytes(report.received_bytes)} in "
-        f"{format_seconds(report.seconds)} ({rate}){resumed}; {proof}."
+        f"Published {what}; {_proof(report)}.\n"
+        f"Received {format_bytes(received)} in {took}{rate}{resumed}."
     )
+
+
+def _proof(report: FetchReport) -> str:
+    unconfirmed = sum(not file.crc64_confirmed for file in report.files)
+    if unconfirmed:
+        return f"the store told no CRC-64 for {unconfirmed} of them"
+    return "every CRC-64 is the store's"
 
 
 async def _how_far(app: App, task_ids: Sequence[str]) -> str:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["verify"]
 
-Target = Annotated[
-    str,
+Targets = Annotated[
+    list[str],
     typer.Argument(
         metavar="PATH|TASK_ID", help="A published result, a folder or file, or a task's id."
     ),
@@ -29,7 +29,7 @@ Target = Annotated[
 
 
 def verify(
-    target: Target,
+    targets: Targets,
     *,
     verify: options.VerifyLevel = None,
     json: options.Json = False,
@@ -46,17 +46,18 @@ def verify(
         from downloader.recheck import recheck
 
         settings = load_settings(options.given(verify=verify, dest=dest, state=state))
-        path = _path_of(target, settings)
+        paths = [_path_of(target, settings) for target in targets]
         on_file = None if quiet or not sys.stderr.isatty() else _show_current
-        found = run(recheck(path, level=settings.verify, on_file=on_file))
-        if on_file is not None:
-            _clear_current()
-        _print(found, json=json, quiet=quiet)
-        if found.problems:
-            raise VerificationFailed(
-                f"{len(found.problems)} of {len(found.findings)} files in {path} are not what "
-                "they must be"
-            )
+        looked_at = wrong = 0
+        for path in paths:
+            found = run(recheck(path, level=settings.verify, on_file=on_file))
+            if on_file is not None:
+                _clear_current()
+            _print(found, json=json, quiet=quiet, several=len(paths) > 1)
+            looked_at += len(found.findings)
+            wrong += len(found.problems)
+        if wrong:
+            raise VerificationFailed(f"{wrong} of {looked_at} files are not what they must be")
 
 
 def _path_of(target: str, settings: Settings) -> Path:
@@ -86,27 +87,33 @@ def _published_elsewhere(task_id: str, state: str) -> Path | None:
     return next((place for place in reversed(places) if place.exists()), None)
 
 
-def _print(found: Recheck, *, json: bool, quiet: bool) -> None:
+def _print(found: Recheck, *, json: bool, quiet: bool, several: bool) -> None:
+    """Show each file's verdict on stdout; sentences for people go to stderr."""
     if json:
         for finding in found.findings:
             facts = {"event": "verified", "ok": finding.problem is None, **asdict(finding)}
             typer.echo(json_text.dumps(facts, ensure_ascii=False))
     elif not quiet:
-        for finding in found.findings:
-            if finding.problem is None:
-                typer.echo(f"OK      {_printable(finding.name)}")
-            else:
-                typer.echo(f"FAILED  {_printable(finding.name)}")
+        _print_verdicts(found, several=several)
     for problem in found.problems:
         complain(problem)
-    if not quiet:
-        for warning in found.warnings:
-            complain(f"warning: {warning}")
-        if found.manifest is None and not found.problems:
-            complain(
-                "there is no manifest here, so only the files' own structure was checked, not "
-                "that they are the store's"
-            )
+    if quiet:
+        return
+    for warning in found.warnings:
+        complain(f"warning: {warning}")
+    if found.manifest is None and not found.problems:
+        complain(
+            f"there is no manifest beside {found.path}, so only the files' own structure was "
+            "checked, not that they are the store's"
+        )
+
+
+def _print_verdicts(found: Recheck, *, several: bool) -> None:
+    if several:
+        typer.echo(f"{found.path}:")
+    for finding in found.findings:
+        verdict = "OK    " if finding.problem is None else "FAILED"
+        typer.echo(f"{verdict}  {_printable(finding.name)}")
 
 
 def _show_current(name: str) -> None:
