@@ -32,6 +32,7 @@ It never carries a secret: links are put through `redacted` before they enter on
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlsplit
 
 __all__ = [
@@ -205,6 +206,14 @@ class Interrupted(DownloaderError):
         self.exit_code = exit_code
 
 
+# A broken link may hold its query where a path should be, encoded once more or without its `?`.
+_OPENS = re.compile(
+    r"(?:signature|security-token|ossaccesskeyid|x-oss-credential"
+    r"|(?:(?<![a-z])|(?<=3f)|(?<=26))(?:sign|app_secret))(?:=|%(?:25)*3d)",
+    re.IGNORECASE,
+)
+
+
 def redacted(url: str) -> str:
     """Return the URL without user-info, query and fragment, which may all be secrets."""
     try:
@@ -213,5 +222,9 @@ def redacted(url: str) -> str:
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
         return "<unreadable URL>"
+    if ":" in host:
+        host = f"[{host}]"
+    secret = _OPENS.search(parts.path)
+    path = f"{parts.path[: secret.start()]}…" if secret else parts.path
     query = "?…" if parts.query else ""
-    return f"{parts.scheme}://{host}{port}{parts.path}{query}"
+    return f"{parts.scheme}://{host}{port}{path}{query}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
@@ -10,6 +13,12 @@ from urllib.parse import SplitResult, urlsplit
 from downloader.errors import HostNotAllowed, redacted
 
 __all__ = ["HostRules", "is_loopback"]
+
+# Readers differ in what else they take for a host: `[::1].oss.com`, `evil.com%2f.oss.com`, or a
+# full-width dot. A host in another script has an ASCII form (RFC 5891), which links use.
+_HOST_AND_PORT = re.compile(
+    r"(?:\[[0-9a-f:.]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?)(?::[0-9]*)?", re.ASCII | re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +35,7 @@ class HostRules:
     @classmethod
     def of(cls, patterns: Iterable[str]) -> HostRules:
         """Build the rules from patterns as they stand in the settings."""
-        return cls(tuple(_plain(pattern) for pattern in patterns if pattern.strip()))
+        return cls(tuple(_plain_pattern(pattern) for pattern in patterns if pattern.strip()))
 
     def check(self, url: str) -> SplitResult:
         """Return the parts of a link that may be followed.
@@ -43,6 +52,10 @@ class HostRules:
             raise HostNotAllowed(
                 f"The link to {host} carries a user name, which no result link does; "
                 "it was not followed"
+            )
+        if not _HOST_AND_PORT.fullmatch(parts.netloc):
+            raise HostNotAllowed(
+                f"The link to {host!r} was not followed: that is no host's name in plain ASCII"
             )
         if not any(_matches(host, pattern) for pattern in self.patterns):
             raise HostNotAllowed(
@@ -69,7 +82,7 @@ def is_loopback(host: str) -> bool:
 def _split(url: str) -> SplitResult:
     # urlsplit drops tabs and newlines and accepts backslashes, which others read as slashes:
     # what two readers may read differently is refused before anyone reads it.
-    if any(ord(character) <= 0x20 or character in '\\"<>' for character in url):  # noqa: PLR2004
+    if any(_is_unfit(character) for character in url):
         raise HostNotAllowed("A link with blanks, quotes or control characters was not followed")
     try:
         parts = urlsplit(url)
@@ -79,8 +92,29 @@ def _split(url: str) -> SplitResult:
     return parts
 
 
+def _is_unfit(character: str) -> bool:
+    return character in ' \\"<>' or unicodedata.category(character) in ("Cc", "Cs")
+
+
 def _plain(host: str) -> str:
-    return host.strip().lower().rstrip(".")
+    """Return the host in the one form that is compared; an address has several."""
+    name = host.strip().lower().removesuffix(".")
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        return name
+
+
+def _plain_pattern(pattern: str) -> str:
+    """Return the pattern as hosts are compared: no brackets, no port, ASCII."""
+    text = pattern.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    with contextlib.suppress(UnicodeError):  # no host has such a name, so it allows none
+        text = text.encode("idna").decode()
+    return _plain(text)
 
 
 def _matches(host: str, pattern: str) -> bool:

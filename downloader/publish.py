@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from downloader._version import __version__
 from downloader.errors import DestinationTaken, DiskError, VerificationFailed
-from downloader.task_result import MANIFEST_NAME, PART_SUFFIX, PARTIAL_SUFFIX
+from downloader.task_result import MANIFEST_NAME, PART_SUFFIX, PARTIAL_SUFFIX, RESERVED_NAMES
 from downloader.transfer.part_file import disk_error
 
 __all__ = ["Manifest", "ManifestFile", "ResultDirectory", "read_manifest"]
@@ -65,14 +66,23 @@ def read_manifest(directory: Path) -> Manifest | None:
     path = directory / MANIFEST_NAME
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        files = tuple(ManifestFile(**entry) for entry in raw.pop("files"))
+        files = tuple(_checked(ManifestFile(**entry)) for entry in raw.pop("files"))
         return Manifest(files=files, warnings=tuple(raw.pop("warnings", ())), **raw)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise disk_error(error, path, "read") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise VerificationFailed(f"{path} is damaged: it is no manifest of ours") from error
+
+
+def _checked(file: ManifestFile) -> ManifestFile:
+    """Return the file; ValueError if its place is not inside the directory, or its size no size."""
+    if "\0" in file.name or {"", ".", ".."} & set(file.name.split("/")):
+        raise ValueError("no place inside the directory")
+    if type(file.size) is not int or file.size < 0:
+        raise ValueError("no size")
+    return file
 
 
 class ResultDirectory:
@@ -92,12 +102,12 @@ class ResultDirectory:
         """
         try:
             self.dest.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(IsADirectoryError):  # an old kernel, or no O_TMPFILE there
-                os.close(os.open(self.dest, os.O_TMPFILE | os.O_RDWR, 0o600))
+            os.close(os.open(self.dest, os.O_TMPFILE | os.O_RDWR, 0o600))
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise disk_error(error, self.dest, "used as the destination") from error
-            if not os.access(self.dest, os.W_OK | os.X_OK):
+            effective = os.access in os.supports_effective_ids
+            if not os.access(self.dest, os.W_OK | os.X_OK, effective_ids=effective):
                 raise DiskError(f"{self.dest} cannot be written; choose another --dest") from error
 
     def published(self) -> Manifest | None:
@@ -133,9 +143,12 @@ class ResultDirectory:
     def set_aside(self) -> Path:
         """Rename a damaged result so that nobody takes it for a whole one; return its new path."""
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        aside = self.dest / f"{self.task_id}.damaged-{stamp}"
-        self.final.rename(aside)
-        _sync_directory(self.dest)
+        aside = _unused(self.dest / f"{self.task_id}.damaged-{stamp}")
+        try:
+            self.final.rename(aside)
+            _sync_directory(self.dest)
+        except OSError as error:
+            raise disk_error(error, self.final, "set aside") from error
         return aside
 
     @contextlib.contextmanager
@@ -145,24 +158,35 @@ class ResultDirectory:
         Raises:
             DestinationTaken: another process, with another state file, works in it.
         """
+        descriptor = self._lock()
         try:
-            self.partial.mkdir(exist_ok=True)
-            descriptor = os.open(self.partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError as error:
-            raise disk_error(error, self.partial, "opened") from error
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise DestinationTaken(
-                    f"Another process is working in {self.partial}, with another state file; "
-                    "wait for it or choose another --dest"
-                ) from None
-            except OSError:  # a file system without locks
-                pass
             yield
         finally:
             os.close(descriptor)
+
+    def _lock(self) -> int:
+        """Return a descriptor that holds the lock on the directory at `self.partial`."""
+        try:
+            while True:
+                self.partial.mkdir(exist_ok=True)
+                descriptor = os.open(self.partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                try:
+                    with contextlib.suppress(FileNotFoundError):
+                        _lock_directory(descriptor)
+                        if os.path.samestat(os.fstat(descriptor), os.lstat(self.partial)):
+                            return descriptor
+                except BaseException:
+                    os.close(descriptor)
+                    raise
+                # Published or removed by its holder after it was opened here: there is a new one.
+                os.close(descriptor)
+        except BlockingIOError:
+            raise DestinationTaken(
+                f"Another process is working in {self.partial}, with another state file; "
+                "wait for it or choose another --dest"
+            ) from None
+        except OSError as error:
+            raise disk_error(error, self.partial, "opened") from error
 
     def part_path(self, name: str) -> Path:
         """Return where the file's bytes arrive; its directories are made, links are refused.
@@ -176,7 +200,7 @@ class ResultDirectory:
                 if (self.partial / parent).is_symlink():
                     raise DiskError(f"{self.partial / parent} is a link; move it away")
             arrived = self.partial / name
-            if not os.path.lexists(part) and os.path.lexists(arrived):
+            if not os.path.lexists(part) and arrived.is_file() and not arrived.is_symlink():
                 arrived.rename(part)
         except OSError as error:
             raise disk_error(error, part, "made") from error
@@ -186,10 +210,12 @@ class ResultDirectory:
         """Put every file in its place, sync everything, and rename the directory once.
 
         Raises:
-            DestinationTaken: the result's place was taken meanwhile.
+            DestinationTaken: the result's place was taken meanwhile, or a file that is not of
+                the result stands beside its files.
             DiskError: the disk refused; the part files are kept.
         """
         try:
+            self._remove_leftovers({file.name for file in manifest.files})
             self._place_files([file.name for file in manifest.files])
             for algorithm in checksums:
                 self._write_sums(algorithm, [file.name for file in manifest.files])
@@ -205,6 +231,23 @@ class ResultDirectory:
             _sync_directory(self.dest)
         except OSError as error:
             raise disk_error(error, self.partial, "published") from error
+
+    def _remove_leftovers(self, names: set[str]) -> None:
+        """Remove what an earlier run with another plan, or a crash while publishing, has left."""
+        wanted = names | {f"{name}{PART_SUFFIX}" for name in names}
+        for directory, _, files in os.walk(self.partial, topdown=False):
+            for path in (Path(directory, file) for file in files):
+                name = path.relative_to(self.partial).as_posix()
+                if name in wanted or path.name.startswith(".nfs"):  # open, on NFS, and removed
+                    continue
+                if path.suffix != PART_SUFFIX and name not in RESERVED_NAMES:
+                    raise DestinationTaken(
+                        f"{path} is not of this task's result; move it away and run the same "
+                        "command again, no byte is fetched twice"
+                    )
+                path.unlink()
+            with contextlib.suppress(OSError):  # it is not empty
+                Path(directory).rmdir()
 
     def _place_files(self, names: Sequence[str]) -> None:
         """Rename the part files, and give each index a time no older than its VCF's."""
@@ -231,11 +274,26 @@ class ResultDirectory:
             self.partial.rmdir()
 
 
+def _unused(path: Path) -> Path:
+    """Return the path, with the first number behind it that makes it nobody's."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([path], numbered) if not os.path.lexists(each))
+
+
+def _lock_directory(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        pass
+
+
 _NO_TMPFILE = (95, 22, 21)  # EOPNOTSUPP, EINVAL, EISDIR: the file system has no nameless files
 
 
 def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("x", encoding="utf-8") as file:  # a link is not followed, as it is by "w"
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import contextvars
 import email.utils
+import math
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -80,14 +81,14 @@ def attempts(
 
 
 def retry_after_seconds(value: str | None, *, now: datetime | None = None) -> float | None:
-    """Parse a `Retry-After` header, seconds or an HTTP date (RFC 9110 §10.2.3); None if absent."""
-    if not value:
-        return None
-    if value.strip().isdecimal():
-        return float(value)
+    """Parse a `Retry-After` header, seconds or an HTTP date (RFC 9110 §10.2.3), or return None."""
+    text = (value or "").strip()
+    if text.isdecimal():
+        seconds = float(text)
+        return seconds if math.isfinite(seconds) else None
     try:
-        at = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        at = email.utils.parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
         return None
     if at.tzinfo is None:
         at = at.replace(tzinfo=UTC)

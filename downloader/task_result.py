@@ -23,6 +23,7 @@ MANIFEST_NAME = "bge-manifest.json"
 RESERVED_NAMES = (MANIFEST_NAME, "SHA256SUMS", "MD5SUMS")
 MAX_TASK_ID = 128
 MAX_NAME_BYTES = 240  # a file system's 255, less our suffixes
+MAX_KEY_BYTES = 1023  # OSS's own limit, far below what a path may have
 MAX_FILES = 1_000_000
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _OSS_HOST = re.compile(r"([a-z0-9-]+)\.oss-[a-z0-9-]+\.aliyuncs\.com")
@@ -73,7 +74,7 @@ def plan_objects(result: object, *, rules: HostRules) -> list[PlannedObject]:
     identities: dict[tuple[str, str], str] = {}
     for link in links:
         parts = rules.check(link)
-        host = (parts.hostname or "").lower()
+        host = (parts.hostname or "").lower().removesuffix(".")
         match = _OSS_HOST.fullmatch(host)
         identities.setdefault((match[1] if match else host, _key(parts.path)), link)
     places = _places(list(identities))
@@ -113,6 +114,11 @@ def _key(path: str) -> str:
         key = unquote(path.removeprefix("/"), errors="strict")
     except UnicodeDecodeError:
         raise BadTaskResult("A link's path is not UTF-8; nothing was fetched") from None
+    if len(key.encode(errors="surrogatepass")) > MAX_KEY_BYTES:
+        raise BadTaskResult(
+            f"A link in the task's result has a path of over {MAX_KEY_BYTES} bytes: "
+            f"{key[:40]!r}…; nothing was fetched"
+        )
     for component in key.split("/"):
         if component in ("", ".", ".."):
             raise BadTaskResult(
@@ -149,10 +155,11 @@ def _common_length(paths: Sequence[Sequence[str]]) -> int:
 
 def _check_places(names: Sequence[str]) -> None:
     """Refuse two files in one place, ours included."""
-    taken = {*names, *RESERVED_NAMES}
+    files = {*names, *RESERVED_NAMES}
+    taken = files | {f"{name}{PART_SUFFIX}" for name in names}
     for name in names:
         parents = {name[:index] for index, character in enumerate(name) if character == "/"}
-        if name in RESERVED_NAMES or f"{name}{PART_SUFFIX}" in taken or parents & taken:
+        if name in RESERVED_NAMES or f"{name}{PART_SUFFIX}" in files or parents & taken:
             raise BadTaskResult(
                 f"The task's result has a file named {name!r}, whose place is needed for "
                 "another file; nothing was fetched"

@@ -2,9 +2,15 @@
 
 `StateStore` answers questions about it and `AsyncStore` does so for asyncio. The state file
 itself is data and is not kept in this folder.
+
+The store is loaded when it is first used: SQLAlchemy takes longer to import than `--help` to
+answer, and who needs only a record or an error shall not wait for it.
 """
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from state.errors import RecordMissing, StateError, StateTooNew, StateUnreadable
 from state.lease import current_owner, describe_owner, is_dead
@@ -18,8 +24,10 @@ from state.records import (
     Segment,
     Task,
 )
-from state.store import PlannedObject, StateStore
-from state.worker import AsyncStore
+
+if TYPE_CHECKING:
+    from state.store import PlannedObject, StateStore
+    from state.worker import AsyncStore
 
 __all__ = [
     "AsyncStore",
@@ -41,3 +49,15 @@ __all__ = [
     "describe_owner",
     "is_dead",
 ]
+
+_HOMES = {
+    "AsyncStore": "state.worker",
+    "PlannedObject": "state.store",
+    "StateStore": "state.store",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

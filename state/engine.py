@@ -43,7 +43,14 @@ def open_engine(url_or_path: str | Path) -> tuple[Engine, str]:
         path = _sqlite_path(url)
     else:
         path = Path(url_or_path)
-    return _open_sqlite(path.expanduser().absolute())
+    return _open_sqlite(_absolute(path))
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:  # `~` and the name of nobody
+        raise _cannot_open(str(path), error) from error
 
 
 def _parsed(text: str) -> URL:
@@ -64,6 +71,11 @@ def _sqlite_path(url: URL) -> Path:
             "The state's URL names no file, and a state in memory would forget everything; "
             "write `sqlite:///PATH`"
         )
+    if url.host or url.username:
+        raise StateUnreadable(
+            "The state's URL names a host, but SQLite is a file: "
+            "write `sqlite:///PATH`, with three slashes before the path"
+        )
     return Path(url.database)
 
 
@@ -76,7 +88,7 @@ def _open_postgresql(url: URL) -> tuple[Engine, str]:
     )
     try:
         engine = create_engine(url, hide_parameters=True, pool_pre_ping=True)
-    except (ModuleNotFoundError, NoSuchModuleError) as error:
+    except (ImportError, NoSuchModuleError) as error:
         raise StateUnreadable(
             f"The state {location} needs psycopg, which is not installed; "
             "install `bge-downloader[postgresql]`"
@@ -92,7 +104,7 @@ def _open_sqlite(path: Path) -> tuple[Engine, str]:
         if path.stat().st_size:
             _look_at(path, location)
         _tighten(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no file can have that name
         raise _cannot_open(location, error) from error
     engine = create_engine(
         URL.create("sqlite", database=location),
@@ -129,7 +141,7 @@ def _look_at(path: Path, location: str) -> None:
     """
     if path.stat().st_size < SMALLEST_DATABASE:
         raise _no_database(location)
-    address = f"file:{quote(str(path))}?mode=ro"
+    address = f"file:{quote(os.fsencode(path))}?mode=ro"
     engine = create_engine(
         "sqlite://",
         creator=lambda: sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS),
@@ -154,6 +166,10 @@ def _quick_check(connection: Connection, location: str) -> None:
 
 def _tighten(path: Path) -> None:
     """Take the file and its companions from everyone but its owner; refuse what is not ours."""
+    # SQLite opens what it may not write read-only, and would fail at the first write.
+    for place in (path, path.parent):
+        if not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(errno.EACCES, f"{place} cannot be written")
     for suffix in SQLITE_SUFFIXES:
         companion = path.with_name(path.name + suffix)
         try:
@@ -161,10 +177,6 @@ def _tighten(path: Path) -> None:
                 companion.chmod(0o600)
         except FileNotFoundError:
             continue  # it comes and goes with the connections of others
-    # SQLite opens what it may not write read-only, and would fail at the first write.
-    for place in (path, path.parent):
-        if not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
-            raise PermissionError(errno.EACCES, f"{place} cannot be written")
 
 
 def _prepare_connection(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
@@ -192,7 +204,7 @@ def _migrated(engine: Engine, location: str) -> Engine:
             _use_wal(engine)
         with engine.begin() as connection:
             bring_up_to_date(connection, location)
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, ValueError) as error:  # ValueError: a URL that no driver can send
         engine.dispose()
         raise fault(error, location) from error
     except StateError:

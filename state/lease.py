@@ -89,7 +89,8 @@ def _parsed(owner: str) -> Owner | None:
     names = [field.name for field in fields(Owner)]
     values = dict(zip(names, parts, strict=False))
     pid = values.get("pid", "")
-    if len(parts) != len(names) or not (pid.isascii() and pid.isdecimal() and int(pid) > 0):
+    # Python refuses to read a number of thousands of digits, which only damage can have written.
+    if len(parts) != len(names) or not re.fullmatch(r"[1-9][0-9]{0,18}", pid):
         return None
     texts = {name: value for name, value in values.items() if name != "pid"}
     return Owner(pid=int(pid), **texts)

@@ -8,10 +8,12 @@ from state.errors import StateError
 
 __all__ = ["guarded", "guarded_text", "refuse_secrets"]
 
-# Every word of an OSS link that opens something, in the old and the new (V4) form of signing,
-# plain or percent-encoded once more.
+# Every word of an OSS link that opens something, in the old and the new (V4) form of signing, and
+# of a call to the platform; plain or percent-encoded any number of times more.
 _OPENS = re.compile(
-    r"(?:signature|security-token|ossaccesskeyid|x-oss-credential)(?:=|%3d)", re.IGNORECASE
+    r"(?:signature|security-token|ossaccesskeyid|x-oss-credential"
+    r"|(?:(?<![a-z])|(?<=3f)|(?<=26))(?:sign|app_secret))(?:=|%(?:25)*3d)",
+    re.IGNORECASE,
 )
 _TOKEN = re.compile(r"[^\s\"'<>]+")
 

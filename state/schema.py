@@ -204,6 +204,10 @@ _VERSION_2 = (
 _MIGRATIONS = (_VERSION_1, _VERSION_2)
 LATEST_VERSION = len(_MIGRATIONS)
 
+# What every version has: of these tables a state has all or none.
+_FIRST_TABLES = {"meta", "tasks", "files", "segments", "events"}
+_VERSION_DIGITS = 9
+
 # An id is never given twice, so a late writer cannot hit the successor of a removed row.
 _WORDS = {
     "sqlite": {"identity": "INTEGER PRIMARY KEY AUTOINCREMENT", "time": "DATETIME"},
@@ -222,10 +226,14 @@ def found_version(connection: Connection, location: str) -> int:
     """
     there = set(inspect(connection).get_table_names())
     # An SQLite file is ours alone; a PostgreSQL database may hold others' tables beside ours.
-    taken = there if connection.dialect.name == "sqlite" else there & set(metadata.tables)
+    if connection.dialect.name == "sqlite":
+        taken = there | set(inspect(connection).get_view_names())
+    else:
+        taken = there & set(metadata.tables)
     if not taken:
         return 0
-    version = _recorded_version(connection) if "meta" in taken else None
+    # Others, too, keep a `schema_version` in a table named `meta`.
+    version = _recorded_version(connection) if there >= _FIRST_TABLES else None
     if version is None:
         raise StateUnreadable(
             f"{location} is a database, but not a state of bge-downloader; it was left as it is: "
@@ -247,7 +255,8 @@ def _recorded_version(connection: Connection) -> int | None:
         return None
     wanted = select(meta.c.value).where(meta.c.name == "schema_version")
     value = str(connection.execute(wanted).scalar_one_or_none())
-    return int(value) if value.isdecimal() else None
+    is_number = value.isdecimal() and len(value) <= _VERSION_DIGITS
+    return (int(value) or None) if is_number else None
 
 
 def bring_up_to_date(connection: Connection, location: str, *, latest: int | None = None) -> None:

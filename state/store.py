@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from sqlalchemy import Connection, and_, func, or_, select
+from sqlalchemy import Connection, and_, bindparam, func, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from state import schema
@@ -240,8 +240,10 @@ class StateStore:
         with self._database.writing() as connection:
             self._require_task(connection, task)
             known = {(file.name, file.bucket, file.key): file for file in _files(connection, task)}
-            gone = [file.id for identity, file in known.items() if identity not in planned]
-            connection.execute(schema.files.delete().where(schema.files.c.id.in_(gone)))
+            gone = [{"gone": file.id} for key, file in known.items() if key not in planned]
+            if gone:  # one by one: a statement takes no more than some thousand values
+                is_gone = schema.files.c.id == bindparam("gone")
+                connection.execute(schema.files.delete().where(is_gone), gone)
             added = [
                 {"task": task, "name": name, "bucket": bucket, "key": key}
                 for name, bucket, key in planned

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
@@ -29,7 +28,7 @@ class AsyncStore:
     def __init__(self, store: StateStore, *, executor: ThreadPoolExecutor | None = None) -> None:
         self._store = store
         self._executor = executor or _one_thread()
-        self._is_closed = False
+        self._closing: Future[None] | None = None
 
     @classmethod
     async def open(
@@ -39,7 +38,7 @@ class AsyncStore:
         executor = _one_thread()
         opening = executor.submit(StateStore.open, url_or_path, clock=clock)
         try:
-            store = await asyncio.shield(asyncio.wrap_future(opening))
+            store = await _outcome(opening)
         except BaseException:
             opening.add_done_callback(_close_unwanted)
             executor.shutdown(wait=False)
@@ -54,23 +53,16 @@ class AsyncStore:
 
     async def run(self, work: Callable[[StateStore], T]) -> T:
         """Return what `work` makes of the store, on the worker thread."""
-        if self._is_closed:
+        if self._closing is not None:
             raise RuntimeError("the state was closed before this call")
-        return await self._submit(partial(work, self._store))
+        return await _outcome(self._executor.submit(work, self._store))
 
     async def aclose(self) -> None:
         """Wait until everything that was asked for is written, then close; safe to call twice."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        try:
-            await self._submit(self._store.close)
-        finally:
+        if self._closing is None:
+            self._closing = self._executor.submit(self._store.close)
             self._executor.shutdown(wait=False)
-
-    async def _submit(self, work: Callable[[], T]) -> T:
-        # Without the shield, a cancelled caller would take its queued call with it.
-        return await asyncio.shield(asyncio.wrap_future(self._executor.submit(work)))
+        await _outcome(self._closing)
 
     async def __aenter__(self) -> Self:
         return self
@@ -82,6 +74,11 @@ class AsyncStore:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+async def _outcome(work: Future[T]) -> T:
+    # Without the shield, a cancelled caller would take its queued call with it.
+    return await asyncio.shield(asyncio.wrap_future(work))
 
 
 def _one_thread() -> ThreadPoolExecutor:

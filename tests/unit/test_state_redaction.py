@@ -21,6 +21,10 @@ from state.redaction import guarded, guarded_text
         ("a?b=1 c?Signature=s", "a?b=1 c?…"),
         ("Signature=s?x", "…"),
         ("two\nlines https://h/k?Signature=s\nand more", "two\nlines https://h/k?…\nand more"),
+        ("https%253A//h/k%253FSignature%253Ds", "…"),
+        ("POST https://h/v1?app_key=1&sign=s", "POST https://h/v1?…"),
+        ("%3Fsign%3Ds app_secret=s", "… …"),
+        ("https://h/design=1?assign=2", "https://h/design=1?assign=2"),
         ("Signature mismatch, no value", "Signature mismatch, no value"),
     ],
 )

@@ -1,14 +1,12 @@
 """The store's promises, the same on SQLite and on PostgreSQL."""
 
-import os
-import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import text
 
 from state import (
     Checkpoint,
@@ -23,7 +21,6 @@ from state import (
 )
 
 START = datetime(2024, 2, 29, 12, 0, 0, 123456, tzinfo=UTC)
-POSTGRESQL_URL = os.environ.get("BGE_TEST_POSTGRESQL_URL")
 MIB = 1024 * 1024
 
 
@@ -48,22 +45,6 @@ class Clock:
 @pytest.fixture
 def clock():
     return Clock()
-
-
-@pytest.fixture
-def postgresql_url():
-    """Give the URL of a schema of its own on the server that the environment names."""
-    if not POSTGRESQL_URL:
-        pytest.skip("no PostgreSQL server: BGE_TEST_POSTGRESQL_URL is not set")
-    name = f"bge_test_{secrets.token_hex(4)}"
-    engine = create_engine(POSTGRESQL_URL)
-    with engine.begin() as connection:
-        connection.execute(text(f"CREATE SCHEMA {name}"))
-    url = make_url(POSTGRESQL_URL).update_query_dict({"options": f"-csearch_path={name}"})
-    yield url.render_as_string(hide_password=False)
-    with engine.begin() as connection:
-        connection.execute(text(f"DROP SCHEMA {name} CASCADE"))
-    engine.dispose()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
