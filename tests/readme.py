@@ -26,7 +26,7 @@ def settings_table():
     rows = ["| name | flag | variable | value | default | meaning |", "| " + "--- | " * 6]
     rows[1] = rows[1].strip()
     for doc in describe_settings():
-        flag = f"`{doc.flag}`" if doc.flag else "–"
+        flag = f"`{doc.flag}`" if doc.flag else "-"
         cells = [f"`{doc.name}`", flag, f"`{doc.env}`", doc.type, f"`{doc.default}`", doc.meaning]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
@@ -49,9 +49,8 @@ def filled(text):
     tables = {"exit codes": exit_codes_table(), "settings": settings_table()}
     for name, table in tables.items():
         pattern = rf"(<!-- {name}: generated[^\n]*-->\n).*?(<!-- end -->)"
-        text, count = re.subn(
-            pattern, lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text, flags=re.S
-        )
+        whole = re.compile(pattern, re.DOTALL)
+        text, count = whole.subn(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
         if count != 1:
             sys.exit(f"{README.name} has no place for the table of {name}")
     return text

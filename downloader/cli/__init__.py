@@ -14,7 +14,7 @@ from downloader.cli.api_command import app as api
 from downloader.cli.demo_command import demo
 from downloader.cli.doctor_command import doctor
 from downloader.cli.fetch_command import fetch
-from downloader.cli.running import PROGRAM
+from downloader.cli.running import PROGRAM, hold_standard_streams
 from downloader.cli.sandbox_command import sandbox
 from downloader.cli.status_command import status
 from downloader.cli.verify_command import verify
@@ -41,18 +41,26 @@ app.command("sandbox", short_help="Play platform and store on loopback.")(sandbo
 app.command("demo", short_help="Watch a whole run, killed and resumed.")(demo)
 
 
-@app.callback()
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)
-    ] = False,
-) -> None:
-    """Hold what belongs to no command."""
-    if version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"{PROGRAM} {__version__}")
         raise typer.Exit
 
 
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version", help="Show the version and exit.", is_eager=True, callback=_show_version
+    ),
+]
+
+
+@app.callback()
+def root(*, version: Version = False) -> None:
+    """Hold what belongs to no command."""
+
+
 def main() -> None:
     """Run the program."""
+    hold_standard_streams()
     app(prog_name=PROGRAM)

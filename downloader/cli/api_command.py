@@ -26,7 +26,7 @@ app = typer.Typer(
 UserId = Annotated[str, typer.Argument(metavar="USER_ID", help="A user's id.")]
 
 
-@app.command("task-result")
+@app.command("task-result", short_help="Show a task's status and result.")
 def task_result(
     task_id: Annotated[str, typer.Argument(metavar="TASK_ID", help="A task's id.")],
     *,
@@ -37,7 +37,7 @@ def task_result(
     _call(lambda api: api.task_result(task_id), endpoint, verbose=verbose)
 
 
-@app.command("survey-projects")
+@app.command("survey-projects", short_help="Show what is known of projects.")
 def survey_projects(
     project_ids: Annotated[
         list[str], typer.Argument(metavar="PROJECT_ID", help="One id or several.")
@@ -50,7 +50,7 @@ def survey_projects(
     _call(lambda api: api.survey_projects(",".join(project_ids)), endpoint, verbose=verbose)
 
 
-@app.command("survey-target")
+@app.command("survey-target", short_help="Show the users that conditions find.")
 def survey_target(
     *,
     all_of: Annotated[
@@ -75,7 +75,7 @@ def survey_target(
     _call(lambda api: api.survey_target(must, may, limit, page), endpoint, verbose=verbose)
 
 
-@app.command("question-size")
+@app.command("question-size", short_help="Count a user's questions.")
 def question_size(
     user_id: UserId, *, endpoint: options.Endpoint = None, verbose: options.Verbose = False
 ) -> None:
@@ -83,7 +83,7 @@ def question_size(
     _call(lambda api: api.question_size(user_id), endpoint, verbose=verbose)
 
 
-@app.command("wechat-profile")
+@app.command("wechat-profile", short_help="Show a user's WeChat profile.")
 def wechat_profile(
     user_id: UserId, *, endpoint: options.Endpoint = None, verbose: options.Verbose = False
 ) -> None:
@@ -91,7 +91,7 @@ def wechat_profile(
     _call(lambda api: api.wechat_profile(user_id), endpoint, verbose=verbose)
 
 
-@app.command("sign-url")
+@app.command("sign-url", short_help="Make a signed link to an object.")
 def sign_url(
     object_name: Annotated[
         str, typer.Argument(metavar="OBJECT_NAME", help="An object's key, without first slash.")
