@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import aiohttp
 
@@ -22,19 +21,21 @@ from downloader.concurrency import in_thread, run_together
 from downloader.errors import (
     BadStoreReply,
     DownloaderError,
-    LinkRefused,
     ObjectChanged,
     StoreUnavailable,
     VerificationFailed,
 )
 from downloader.hosts import HostRules
 from downloader.progress import Reporter
+from downloader.transfer.checkpointing import Checkpointer, Checkpoints
 from downloader.transfer.checksum import EMPTY_CRC64, combine_crc64
 from downloader.transfer.link import Link
-from downloader.transfer.part_file import PartFile
+from downloader.transfer.object_source import ObjectSource
+from downloader.transfer.part_file import PartFile, disk_error
 from downloader.transfer.patience import Patience
 from downloader.transfer.plan import PROBE_LENGTH, plan_segments, usable
-from downloader.transfer.ranged_get import Body, Version, ranged_get
+from downloader.transfer.ranged_get import Body, Version
+from downloader.transfer.restarts import CannotResume, Restarts
 from downloader.transfer.segment_run import SegmentRun
 from downloader.transfer.throttle import RateLimit, SlowDown
 from state.records import Checkpoint
@@ -44,28 +45,8 @@ __all__ = ["Checkpoints", "TransferOptions", "Transferred", "transfer_file"]
 MIB = 1024 * 1024
 BUFFER_BYTES = MIB  # handed to the disk at once: few large hops to the worker thread
 BUFFER_SECONDS = 0.2  # on a slow line, bytes are handed on after so long
-MAX_UNSAFE_BYTES = 8 * MIB  # of one segment, once the last checkpoint is a second old
-MIN_SAVE_SECONDS, MAX_SAVE_SECONDS = 0.2, 1.0  # between two checkpoints
 READ_BACK_BYTES = 32 * MIB  # read by one hop to the worker thread
-MAX_RESTARTS = 3  # of one transfer: a changed object, a checksum that is wrong
-MAX_RENEWALS = 2  # of the link, for one request
 MAX_IGNORED_RANGES = 3  # until a store that answers ranges with everything is taken at its word
-
-
-class Checkpoints(Protocol):
-    """Where the transfer's checkpoint is kept between runs."""
-
-    async def load(self) -> Checkpoint | None:
-        """Return what was saved last, if anything."""
-        ...
-
-    async def save(self, checkpoint: Checkpoint) -> None:
-        """Remember the checkpoint durably: when this returns, it survives a power loss."""
-        ...
-
-    async def clear(self) -> None:
-        """Forget the checkpoint durably."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +61,14 @@ class TransferOptions:
     rules: HostRules = field(default_factory=lambda: HostRules(()))
     rate_limit: RateLimit = field(default_factory=lambda: RateLimit(None))
     slow_down: SlowDown = field(default_factory=SlowDown)
+
+    def patience(self) -> Patience:
+        """Return fresh patience for one span of bytes."""
+        return Patience(
+            max_attempts=self.max_attempts,
+            retry_max_delay=self.retry_max_delay,
+            slow_down=self.slow_down,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +105,8 @@ async def transfer_file(
         TransferError, DiskError: as their names say; the checkpoint is kept.
     """
     received = 0
-    for restarts in range(MAX_RESTARTS + 1):
+    restarts = Restarts(name, patience=options.patience(), reporter=reporter)
+    while True:
         version = _OneVersion(
             name,
             part_path=part_path,
@@ -128,13 +118,10 @@ async def transfer_file(
         )
         try:
             return await version.bring(received_before=received)
-        except (ObjectChanged, VerificationFailed) as error:
+        except (ObjectChanged, VerificationFailed, CannotResume) as error:
             await version.throw_away()
             received += version.received
-            if restarts == MAX_RESTARTS:
-                raise type(error)(f"{name}: {error}, {restarts + 1} times in a row") from error
-            reporter.note(f"{name}: {error}; starting this file again")
-    raise AssertionError  # the loop returns or raises
+            await restarts.count(error, received=version.received)
 
 
 class _RangesIgnored(Exception):
@@ -157,24 +144,32 @@ class _OneVersion:
     ) -> None:
         self.name = name
         self.part_path = part_path
-        self.link = link
-        self.session = session
+        self.source = ObjectSource(link, session, rules=options.rules, slow_down=options.slow_down)
         self.checkpoints = checkpoints
         self.reporter = reporter
         self.options = options
-        self.version: Version | None = None
+        self._version: Version | None = None
         self.runs: list[SegmentRun] = []
         self.resumed = 0
         self.received = 0
         self._part: PartFile | None = None
-        self._saving = asyncio.Lock()
-        self._last_save = time.monotonic()
+        self._checkpointer: Checkpointer | None = None
         self._ignored_ranges = 0
+
+    @property
+    def version(self) -> Version:
+        assert self._version is not None  # noqa: S101 - the probe told it
+        return self._version
 
     @property
     def part(self) -> PartFile:
         assert self._part is not None  # noqa: S101 - opened before any worker starts
         return self._part
+
+    @property
+    def checkpointer(self) -> Checkpointer:
+        assert self._checkpointer is not None  # noqa: S101 - made before any worker starts
+        return self._checkpointer
 
     async def bring(self, *, received_before: int) -> Transferred:
         on_disk = await in_thread(PartFile.size_on_disk, self.part_path)
@@ -183,6 +178,7 @@ class _OneVersion:
             async with self._probe(checkpoint) as body:
                 await self._prepare(checkpoint, body)
                 await self._fill_and_save(body)
+            await in_thread(self.part.confirm, body.version.size)
             return self._proved(received_before)
         finally:
             if self._part is not None:
@@ -191,8 +187,12 @@ class _OneVersion:
     async def throw_away(self) -> None:
         """Forget the bytes and the checkpoint, the checkpoint first: it must not outlive them."""
         await self.checkpoints.clear()
-        self.reporter.received(self.name, -(self.resumed + self.received))
-        await in_thread(self.part_path.unlink, missing_ok=True)
+        if self.runs:  # the reporter has heard of the file
+            self.reporter.received(self.name, -(self.resumed + self.received))
+        try:
+            await in_thread(self.part_path.unlink, missing_ok=True)
+        except OSError as error:
+            raise disk_error(error, self.part_path, "removed") from error
 
     # Probe, prepare, fill, prove.
 
@@ -205,28 +205,39 @@ class _OneVersion:
             missing = [segment for segment in checkpoint.segments if not segment.is_complete]
             start = missing[0].position if missing else max(0, checkpoint.size - 1)
             stop = missing[0].stop if missing else max(1, checkpoint.size)
-        patience = self._patience()
         async with contextlib.AsyncExitStack() as stack:
-            while True:
-                try:
-                    request = self._request(start, stop, version)
-                    body = await stack.enter_async_context(request)
-                    break
-                except DownloaderError as error:
-                    if not error.retryable:
-                        raise
-                    await patience.wait(error)
-            yield body
+            yield await self._first_reply(stack, start, stop, version)
+
+    async def _first_reply(
+        self, stack: contextlib.AsyncExitStack, start: int, stop: int, version: Version | None
+    ) -> Body:
+        patience = self.options.patience()
+        while True:
+            try:
+                body = await stack.enter_async_context(self.source.get(start, stop, version))
+            except DownloaderError as error:
+                if not error.retryable:
+                    raise
+                await patience.wait(error)
+                continue
+            size = body.version.size
+            if body.version.etag is not None or body.stop == size:
+                return body
+            # Without an ETag no two replies can be joined: it must be one that has everything.
+            await stack.aclose()
+            if stop >= size:
+                await patience.wait(BadStoreReply("The store gives no ETag, and parts only"))
+            stop = size
 
     async def _prepare(self, checkpoint: Checkpoint | None, body: Body) -> None:
         """Open and reserve the part file and lay out the segments."""
-        self.version = body.version
-        self._part = await in_thread(PartFile.open, self.part_path)
+        self._version = body.version
+        await in_thread(self._open_part)
         if checkpoint is None:
             await self.checkpoints.clear()
-            await in_thread(self._part.empty)
+            await in_thread(self.part.empty)
         size = body.version.size
-        await in_thread(self._part.reserve, size, keep_free=self.options.min_free_space)
+        await in_thread(self.part.reserve, size, keep_free=self.options.min_free_space)
         segments = (
             checkpoint.segments
             if checkpoint
@@ -238,8 +249,15 @@ class _OneVersion:
             )
         )
         self.runs = [SegmentRun(segment) for segment in segments]
+        self._checkpointer = Checkpointer(
+            self.checkpoints, version=body.version, part=self.part, runs=self.runs
+        )
         self.resumed = checkpoint.safe_bytes if checkpoint else 0
         self.reporter.file_sized(self.name, size, resumed=self.resumed)
+
+    def _open_part(self) -> None:
+        # Kept here, and not by whoever waits: a cancelled waiter would lose the descriptor.
+        self._part = PartFile.open(self.part_path)
 
     async def _fill_and_save(self, body: Body) -> None:
         """Fill every segment, with checkpoints at a steady pace and a last one at any end."""
@@ -250,16 +268,15 @@ class _OneVersion:
             filled.set()
 
         try:
-            await run_together([fill(), self._read_back(), self._keep_saving(filled)])
+            await run_together([fill(), self._read_back(), self.checkpointer.keep_saving(filled)])
         except BaseException:
             with contextlib.suppress(Exception):  # the first error is the one to be told
-                await self._save()
+                await self.checkpointer.save()
             raise
-        await self._save()
+        await self.checkpointer.save()
 
     def _proved(self, received_before: int) -> Transferred:
         """Hold the checksum of what is on disk against the store's."""
-        assert self.version is not None  # noqa: S101 - set before any byte came
         crc64 = EMPTY_CRC64
         for run in self.runs:
             crc64 = combine_crc64(crc64, run.crc64, run.stop - run.start)
@@ -281,8 +298,9 @@ class _OneVersion:
     async def _fill(self, body: Body) -> None:
         waiting = deque(run for run in self.runs if not run.is_complete)
         if not waiting:
+            body.close()
             return
-        if body.version.etag is None or body.position < waiting[0].position:
+        if body.version.etag is None:
             await self._fill_in_one_stream(body)
             return
         try:
@@ -307,6 +325,7 @@ class _OneVersion:
                 if self._ignored_ranges >= MAX_IGNORED_RANGES:
                     raise _RangesIgnored
                 raise BadStoreReply("The store was asked for a range and sent the whole object")
+            self._ignored_ranges = 0
             await self._pour(body, run)
 
         await self._persist(
@@ -334,7 +353,7 @@ class _OneVersion:
         opened: Body | None,
     ) -> None:
         """Ask for what is missing until nothing is, with patience renewed by every byte."""
-        patience = self._patience()
+        patience = self.options.patience()
         while (span := missing()) is not None:
             error: DownloaderError | None = None
             try:
@@ -352,6 +371,8 @@ class _OneVersion:
             elif error is None:
                 error = BadStoreReply("The store sent nothing")
             if error is not None and missing() is not None:
+                if self.version.etag is None:
+                    raise CannotResume(f"{error}, and it gives no ETag to go on by") from error
                 await patience.wait(error)
 
     # Requests and bytes.
@@ -359,37 +380,15 @@ class _OneVersion:
     @contextlib.asynccontextmanager
     async def _body(self, opened: Body | None, start: int, stop: int) -> AsyncIterator[Body]:
         if opened is not None:
-            yield opened
+            try:
+                yield opened
+            finally:
+                opened.close()  # or the connection would stay until everything is done
             return
-        assert self.version is not None  # noqa: S101 - the probe told it
-        if self.version.etag is None:
-            raise ObjectChanged("the store gives no ETag to resume by, and the connection was lost")
-        async with self._request(start, stop, self.version) as body:
-            self.version = body.version
-            yield body
-
-    @contextlib.asynccontextmanager
-    async def _request(self, start: int, stop: int, version: Version | None) -> AsyncIterator[Body]:
-        """Send one ranged GET; a refused link is renewed, a bounded number of times."""
-        async with contextlib.AsyncExitStack() as stack:
-            for renewals in range(MAX_RENEWALS + 1):
-                await self.options.slow_down.wait()
-                url = await self.link.current()
-                get = ranged_get(
-                    self.session,
-                    url,
-                    start=start,
-                    stop=stop,
-                    version=version,
-                    rules=self.options.rules,
-                )
-                try:
-                    body = await stack.enter_async_context(get)
-                    break
-                except LinkRefused:
-                    if renewals == MAX_RENEWALS:
-                        raise
-                    await self.link.renewed(url)
+        version = self.version
+        async with self.source.get(start, stop, version) as body:
+            if version.crc64 is None and body.version.crc64 is not None:
+                self._version = body.version
             yield body
 
     async def _pour(self, body: Body, run: SegmentRun) -> None:
@@ -397,10 +396,12 @@ class _OneVersion:
         while body.position < run.position:  # the whole object came, and this much is here
             if not await body.read(run.position - body.position):
                 return
+        assert body.position == run.position  # noqa: S101 - or wrong bytes would be written
+        portion = self.options.rate_limit.portion
         buffers: list[memoryview] = []
         held, since = 0, time.monotonic()
         try:
-            while chunk := await body.read(run.stop - run.position - held):
+            while chunk := await body.read(min(portion, run.stop - run.position - held)):
                 self._count(len(chunk))
                 buffers.append(chunk)
                 held += len(chunk)
@@ -414,51 +415,14 @@ class _OneVersion:
 
     async def _write(self, run: SegmentRun, buffers: list[memoryview]) -> None:
         await in_thread(run.write, self.part, buffers)
-        is_late = time.monotonic() - self._last_save > MAX_SAVE_SECONDS
-        if is_late and run.unsafe_bytes > MAX_UNSAFE_BYTES:
-            await self._save()  # a slow disk slows the network down, not the promises
+        await self.checkpointer.catch_up(run)
 
     def _count(self, count: int) -> None:
         self.received += count
         self.reporter.received(self.name, count)
-
-    def _patience(self) -> Patience:
-        return Patience(
-            max_attempts=self.options.max_attempts,
-            retry_max_delay=self.options.retry_max_delay,
-            slow_down=self.options.slow_down,
-        )
-
-    # Checkpoints.
 
     async def _read_back(self) -> None:
         """Read what earlier runs left on disk into the checksums, beside the network."""
         for run in self.runs:
             while await in_thread(run.read_back, self.part, READ_BACK_BYTES):
                 pass
-
-    async def _keep_saving(self, filled: asyncio.Event) -> None:
-        """Save checkpoints until everything is filled; a slow disk is asked less often."""
-        interval = MIN_SAVE_SECONDS
-        while not filled.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(filled.wait(), interval)
-            began = time.monotonic()
-            await self._save()
-            took = time.monotonic() - began
-            interval = min(MAX_SAVE_SECONDS, max(MIN_SAVE_SECONDS, 4 * took))
-
-    async def _save(self) -> None:
-        """Sync the part file, then save how far it had come before the sync."""
-        async with self._saving:
-            if all(run.unsafe_bytes == 0 for run in self.runs):
-                return
-            self._last_save = time.monotonic()
-            segments = tuple(run.snapshot() for run in self.runs)
-            await in_thread(self.part.sync)
-            assert self.version is not None  # noqa: S101 - there are bytes, so it was told
-            await self.checkpoints.save(
-                Checkpoint(etag=self.version.etag, size=self.version.size, segments=segments)
-            )
-            for run, segment in zip(self.runs, segments, strict=True):
-                run.safe_position = segment.position

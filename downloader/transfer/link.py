@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from urllib.parse import parse_qs, urlsplit
+
+from downloader.errors import DownloaderError
 
 __all__ = ["Link", "expires_at"]
 
@@ -29,9 +32,11 @@ class Link:
     async def current(self) -> str:
         """Return a URL that is good for a while yet, renewed if it is about to expire."""
         if not self._clock_is_wrong and _about_to_expire(self._url):
-            url = await self.renewed(self._url)
-            # A link that is stale at birth tells of this machine's clock, not of the link.
-            self._clock_is_wrong = _about_to_expire(url)
+            # Nobody has refused the link yet; when the store does, the error is told.
+            with contextlib.suppress(DownloaderError):
+                url = await self.renewed(self._url)
+                # A link that is stale at birth tells of this machine's clock, not of the link.
+                self._clock_is_wrong = _about_to_expire(url)
         return self._url
 
     async def renewed(self, refused: str) -> str:
@@ -47,8 +52,8 @@ def expires_at(url: str) -> float | None:
 
     Both of Aliyun's forms are read: `Expires` (V1), `x-oss-date` with `x-oss-expires` (V4).
     """
-    query = {name.lower(): values[0] for name, values in parse_qs(urlsplit(url).query).items()}
     try:
+        query = {name.lower(): values[0] for name, values in parse_qs(urlsplit(url).query).items()}
         if "expires" in query:
             return float(query["expires"])
         signed = datetime.strptime(query["x-oss-date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)

@@ -16,6 +16,7 @@ __all__ = ["PartFile", "disk_error"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_RESERVATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
 _MAX_BUFFERS = 512  # the kernel takes 1,024 in one call (IOV_MAX)
 
 
@@ -29,17 +30,24 @@ class PartFile:
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self._descriptor = descriptor
+        self._sync_error: OSError | None = None
 
     @classmethod
     def open(cls, path: Path) -> PartFile:
         """Open or create the file, whatever is in it; links and special files are refused."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         with _told(path, "opened"):
-            descriptor = os.open(path, flags, 0o644)
+            try:
+                descriptor = os.open(path, flags, 0o644)
+            except OSError as error:
+                if error.errno in _NO_FILE:
+                    raise _no_ordinary_file(path) from error
+                raise
             facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
             os.close(descriptor)
-            raise DiskError(f"{path} is no ordinary file of its own; move it away and try again")
+            raise _no_ordinary_file(path)
+        _sync_directory(path.parent)
         return cls(path, descriptor)
 
     @staticmethod
@@ -70,7 +78,7 @@ class PartFile:
         disk = os.fstatvfs(self._descriptor)
         free = disk.f_bavail * disk.f_frsize
         need = max(0, size - os.fstat(self._descriptor).st_blocks * 512)
-        if need and need + keep_free > free:
+        if disk.f_blocks and need and need + keep_free > free:  # no blocks at all: not known
             floor = f" and {keep_free} are to stay free" if keep_free else ""
             raise DiskFull(
                 f"{self.path.parent} has {free} bytes free, but {need} more are needed{floor}; "
@@ -97,6 +105,8 @@ class PartFile:
             rest = memoryview(b"".join(buffers))[done:]
             while rest:
                 written = os.pwrite(self._descriptor, rest, offset + total - len(rest))
+                if not written:
+                    raise OSError(errno.EIO, "the disk takes no more bytes and gives no reason")
                 rest = rest[written:]
         return total
 
@@ -112,13 +122,34 @@ class PartFile:
             position += len(chunk)
 
     def sync(self) -> None:
-        """Return once every byte written so far has reached the disk."""
+        """Return once every byte written so far has reached the disk.
+
+        The kernel tells of a failed sync once and takes the lost pages for clean afterwards, so
+        a file that could not be synced stays so.
+        """
         with _told(self.path, "synced"):
-            os.fdatasync(self._descriptor)
+            if self._sync_error is not None:
+                raise self._sync_error
+            try:
+                os.fdatasync(self._descriptor)
+            except OSError as error:
+                self._sync_error = error
+                raise
+
+    def confirm(self, size: int) -> None:
+        """Make sure that the path still leads to this very file, and that it has its size."""
+        with _told(self.path, "looked at"):
+            ours, there = os.fstat(self._descriptor), os.lstat(self.path)
+        if (ours.st_dev, ours.st_ino) != (there.st_dev, there.st_ino) or ours.st_size != size:
+            raise DiskError(
+                f"{self.path} was replaced or cut by another program while it was being written; "
+                "run the same command again"
+            )
 
     def close(self) -> None:
         """Close the file; what was not synced may still be lost with the power."""
-        os.close(self._descriptor)
+        with contextlib.suppress(OSError):  # no checkpoint tells of what was not synced
+            os.close(self._descriptor)
 
 
 def disk_error(error: OSError, path: Path, deed: str) -> DiskError:
@@ -130,6 +161,20 @@ def disk_error(error: OSError, path: Path, deed: str) -> DiskError:
             "again, it goes on where it stopped"
         )
     return DiskError(f"{path} could not be {deed}: {reason}")
+
+
+def _no_ordinary_file(path: Path) -> DiskError:
+    return DiskError(f"{path} is no ordinary file of its own; move it away and try again")
+
+
+def _sync_directory(path: Path) -> None:
+    """Make the name of a new file survive a power loss, where the file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager

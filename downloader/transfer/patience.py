@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from downloader.errors import DownloaderError
+from downloader.errors import DownloaderError, StoreUnavailable
 from downloader.retry import pause, pause_seconds
 from downloader.transfer.throttle import SlowDown
 
@@ -34,6 +34,6 @@ class Patience:
             ) from error
         asked = getattr(error, "retry_after", None)
         seconds = pause_seconds(self._failures, maximum=self._retry_max_delay, retry_after=asked)
-        if asked is not None:
+        if asked is not None and isinstance(error, StoreUnavailable):  # not the platform's wish
             self._slow_down.ask(seconds)
         await pause(seconds)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 from state.records import Checkpoint, Segment
 
-__all__ = ["ALIGNMENT", "PROBE_LENGTH", "plan_segments", "usable"]
+__all__ = ["ALIGNMENT", "PROBE_LENGTH", "is_strong_etag", "plan_segments", "usable"]
 
 MIB = 1024 * 1024
 ALIGNMENT = MIB  # segments begin at multiples of it, so that the disk sees whole pages
 PROBE_LENGTH = 4 * MIB  # the first request: most results' indexes and small files are done with it
+
+
+_STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]+"')  # RFC 9110 §8.8.3, and nothing but ASCII
+
+
+def is_strong_etag(etag: str | None) -> bool:
+    """Tell whether ranges of the object may be joined by this ETag, and whether it can be sent."""
+    return etag is not None and _STRONG_ETAG.fullmatch(etag) is not None
 
 
 def plan_segments(
@@ -35,7 +45,7 @@ def usable(checkpoint: Checkpoint | None, part_size: int | None) -> Checkpoint |
     `part_size` is the size of the part file in bytes, None if there is none. Watermarks beyond
     its end are drawn back to it; segments that do not tile the object exactly are not believed.
     """
-    if checkpoint is None or checkpoint.etag is None or part_size is None:
+    if checkpoint is None or part_size is None or not is_strong_etag(checkpoint.etag):
         return None
     expected_start = 0
     for segment in checkpoint.segments:

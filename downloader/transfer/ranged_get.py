@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 from yarl import URL
@@ -24,15 +24,17 @@ from downloader.errors import (
 )
 from downloader.hosts import HostRules
 from downloader.retry import retry_after_seconds
+from downloader.transfer.plan import is_strong_etag
 
 __all__ = ["Body", "Version", "ranged_get"]
 
 MAX_REDIRECTS = 5
 MAX_ERROR_BYTES = 64 * 1024
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
-_UNSATISFIED_RANGE = re.compile(r"bytes \*/(\d{1,19})")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+_UNSATISFIED_RANGE = re.compile(r"bytes \*/([0-9]{1,18})")
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PASSING = (408, 425, 429)
+_THROTTLED = (429, 503)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,7 @@ class Body:
     """The checked body of a reply: the bytes [start, stop) of the object, read once, in order."""
 
     def __init__(
-        self, version: Version, start: int, stop: int, response: aiohttp.ClientResponse | None
+        self, version: Version, start: int, stop: int, response: aiohttp.ClientResponse
     ) -> None:
         self.version = version
         self.position = start
@@ -64,13 +66,28 @@ class Body:
         Raises:
             StoreUnavailable: the connection was lost, or nothing came for too long.
         """
-        if not self._left and self.position < self.stop and self._response is not None:
-            with _passing_faults():
-                self._left = memoryview(await self._response.content.readany())
+        if not self._left and self.position < self.stop and limit > 0:
+            self._left = memoryview(await self._received())
         chunk = self._left[: min(limit, self.stop - self.position)]
         self._left = self._left[len(chunk) :]
         self.position += len(chunk)
         return chunk
+
+    def close(self) -> None:
+        """Let the connection go; what is left of the body is not wanted."""
+        self._response.release()
+
+    async def _received(self) -> bytes:
+        content = self._response.content
+        with _passing_faults():
+            try:
+                return await content.readany()
+            except (aiohttp.ClientError, TimeoutError):
+                # aiohttp tells of the broken connection first, and keeps the bytes that came
+                # before it: where each connection breaks early, they are all the progress.
+                if rest := content._read_nowait(-1):  # noqa: SLF001 - no public way to them
+                    return rest
+                raise
 
 
 @contextlib.asynccontextmanager
@@ -99,6 +116,13 @@ async def ranged_get(
     if version is not None and version.etag is not None:
         headers["If-Match"] = version.etag
     async with _following_redirects(session, url, headers, rules) as response:
+        if response.status != 416 or start > 0:  # noqa: PLR2004
+            yield await _checked(response, start, stop, version)
+            return
+    # RFC 9110 §14.1.2: of an empty object no range can be had. Emptiness is not believed of a
+    # refusal: the plain answer tells size, version and checksum.
+    del headers["Range"]
+    async with _following_redirects(session, url, headers, rules) as response:
         yield await _checked(response, start, stop, version)
 
 
@@ -108,20 +132,16 @@ async def _following_redirects(
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     for _ in range(MAX_REDIRECTS + 1):
         rules.check(url)
-        with _passing_faults():
-            # encoded=True: a signature is over the link as it was written.
-            response = await session.get(
-                URL(url, encoded=True), headers=headers, allow_redirects=False
-            )
+        response = await _sent(session, url, headers)
         try:
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or not location:
                 yield response
                 return
-            target = urljoin(url, location)
         finally:
             response.release()
-        if url.startswith("https:") and not target.startswith("https:"):
+        target = _joined(url, location)
+        if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
             raise HostNotAllowed(
                 f"{redacted(url)} redirects from https to {redacted(target)}; it was not followed"
             )
@@ -129,6 +149,26 @@ async def _following_redirects(
     raise TransferError(
         f"{redacted(url)} redirects more than {MAX_REDIRECTS} times; the link leads nowhere"
     )
+
+
+async def _sent(
+    session: aiohttp.ClientSession, url: str, headers: Mapping[str, str]
+) -> aiohttp.ClientResponse:
+    with _passing_faults():
+        try:
+            # encoded=True: a signature is over the link as it was written.
+            return await session.get(URL(url, encoded=True), headers=headers, allow_redirects=False)
+        except ValueError as error:  # also aiohttp's InvalidURL, and text that cannot be sent
+            raise TransferError(f"{redacted(url)} is not a link that can be followed") from error
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        target = urljoin(url, location)
+        urlsplit(target)
+    except ValueError:
+        raise BadStoreReply(f"{redacted(url)} redirects to what is not a link") from None
+    return target
 
 
 @contextlib.contextmanager
@@ -162,7 +202,7 @@ async def _checked(
     if response.status == 200:  # noqa: PLR2004
         return _whole_body(response, version)
     if response.status == 416:  # noqa: PLR2004
-        return _empty_body(response, start, version)
+        raise _unsatisfied(response, start, version)
     raise await _refusal(response)
 
 
@@ -191,21 +231,21 @@ def _whole_body(response: aiohttp.ClientResponse, version: Version | None) -> Bo
     return Body(_same_version(response, size, version), 0, size, response)
 
 
-def _empty_body(response: aiohttp.ClientResponse, start: int, version: Version | None) -> Body:
+def _unsatisfied(
+    response: aiohttp.ClientResponse, start: int, version: Version | None
+) -> TransferError:
     header = response.headers.get("Content-Range", "")
     match = _UNSATISFIED_RANGE.fullmatch(header.strip())
     total = int(match[1]) if match else None
-    if start == 0 and total == 0:
-        return Body(_same_version(response, 0, version), 0, 0, None)
     if version is not None and total not in (None, version.size):
-        raise ObjectChanged(f"The object had {version.size} bytes and now has {total}")
-    raise BadStoreReply(f"The store has nothing at offset {start} (416, {header!r})")
+        return ObjectChanged(f"The object had {version.size} bytes and now has {total}")
+    return BadStoreReply(f"The store has nothing at offset {start} (416, {header!r})")
 
 
 def _same_version(response: aiohttp.ClientResponse, total: int, version: Version | None) -> Version:
     """Read the reply's version and hold it against the one that is being transferred."""
     etag = response.headers.get("ETag", "").strip()
-    strong = etag if len(etag) > 2 and etag[0] == etag[-1] == '"' else None  # noqa: PLR2004
+    strong = etag if is_strong_etag(etag) else None
     crc = response.headers.get("x-oss-hash-crc64ecma", "").strip()
     crc64 = int(crc) if crc.isascii() and crc.isdigit() and len(crc) <= 20 else None  # noqa: PLR2004
     found = Version(etag=strong, size=total, crc64=crc64)
@@ -243,20 +283,25 @@ async def _refusal(response: aiohttp.ClientResponse) -> TransferError:
 
 
 def _asked_pause(response: aiohttp.ClientResponse) -> float | None:
-    """Read how long the store wants to be left alone; OSS tells it in milliseconds."""
+    """Read how long the store wants to be left alone; OSS tells it in milliseconds.
+
+    A store that throttles without saying for how long asks for a pause all the same.
+    """
     delay = response.headers.get("x-oss-qos-delay-time", "").strip()
     if delay.isascii() and delay.isdigit():
         return float(delay[:9]) / 1000
-    return retry_after_seconds(response.headers.get("Retry-After"))
+    asked = retry_after_seconds(response.headers.get("Retry-After"))
+    return 0.0 if asked is None and response.status in _THROTTLED else asked
 
 
 async def _oss_error(response: aiohttp.ClientResponse) -> tuple[str, str, str]:
     """Read Code, Message and RequestId of an XML error, and nothing else of it.
 
-    The rest of such a reply repeats the signature and the string that was signed.
+    The rest of such a reply repeats the signature and the string that was signed. Where the
+    body breaks off, the status is still an answer.
     """
     raw = b""
-    with _passing_faults():
+    with contextlib.suppress(StoreUnavailable), _passing_faults():
         while len(raw) < MAX_ERROR_BYTES and (chunk := await response.content.readany()):
             raw += chunk
     text = raw[:MAX_ERROR_BYTES].decode("utf-8", "replace")

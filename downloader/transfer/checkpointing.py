@@ -1,0 +1,90 @@
+"""Makes received bytes durable at a steady pace: the data first, then the checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from downloader.concurrency import in_thread
+from downloader.transfer.part_file import PartFile
+from downloader.transfer.ranged_get import Version
+from downloader.transfer.segment_run import SegmentRun
+from state.records import Checkpoint
+
+__all__ = ["Checkpointer", "Checkpoints"]
+
+MIB = 1024 * 1024
+MAX_UNSAFE_BYTES = 8 * MIB  # of one segment, once the last checkpoint is a second old
+MIN_SAVE_SECONDS, MAX_SAVE_SECONDS = 0.2, 1.0  # between two checkpoints
+
+
+class Checkpoints(Protocol):
+    """Where the transfer's checkpoint is kept between runs."""
+
+    async def load(self) -> Checkpoint | None:
+        """Return what was saved last, if anything."""
+        ...
+
+    async def save(self, checkpoint: Checkpoint) -> None:
+        """Remember the checkpoint durably: when this returns, it survives a power loss."""
+        ...
+
+    async def clear(self) -> None:
+        """Forget the checkpoint durably."""
+        ...
+
+
+class Checkpointer:
+    """Saves how far the segments of one version have come, never more than has been synced."""
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        *,
+        version: Version,
+        part: PartFile,
+        runs: Sequence[SegmentRun],
+    ) -> None:
+        self._checkpoints = checkpoints
+        self._version = version
+        self._part = part
+        self._runs = runs
+        self._saving = asyncio.Lock()
+        self._last_save = time.monotonic()
+
+    async def keep_saving(self, filled: asyncio.Event) -> None:
+        """Save checkpoints until everything is filled; a slow disk is asked less often."""
+        interval = MIN_SAVE_SECONDS
+        while not filled.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(filled.wait(), interval)
+            began = time.monotonic()
+            await self.save()
+            took = time.monotonic() - began
+            interval = min(MAX_SAVE_SECONDS, max(MIN_SAVE_SECONDS, 4 * took))
+
+    async def catch_up(self, run: SegmentRun) -> None:
+        """Return at once, or hold the segment up while too much of it is unsafe.
+
+        A slow disk slows the network down, not the promises.
+        """
+        is_late = time.monotonic() - self._last_save > MAX_SAVE_SECONDS
+        if is_late and run.unsafe_bytes > MAX_UNSAFE_BYTES:
+            await self.save()
+
+    async def save(self) -> None:
+        """Sync the part file, then save how far it had come before the sync."""
+        async with self._saving:
+            if all(run.unsafe_bytes == 0 for run in self._runs):
+                return
+            self._last_save = time.monotonic()
+            segments = tuple(run.snapshot() for run in self._runs)
+            await in_thread(self._part.sync)
+            await self._checkpoints.save(
+                Checkpoint(etag=self._version.etag, size=self._version.size, segments=segments)
+            )
+            for run, segment in zip(self._runs, segments, strict=True):
+                run.safe_position = segment.position

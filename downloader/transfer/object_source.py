@@ -1,0 +1,68 @@
+"""The object as its store gives it: ranges asked for by a link that is renewed when refused."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import aiohttp
+
+from downloader.errors import LinkRefused, ObjectChanged
+from downloader.hosts import HostRules
+from downloader.transfer.link import Link
+from downloader.transfer.ranged_get import Body, Version, ranged_get
+from downloader.transfer.throttle import SlowDown
+
+__all__ = ["ObjectSource"]
+
+MAX_RENEWALS = 2  # of the link, for one request
+
+
+class ObjectSource:
+    """One object in its store; all its segments ask here."""
+
+    def __init__(
+        self,
+        link: Link,
+        session: aiohttp.ClientSession,
+        *,
+        rules: HostRules,
+        slow_down: SlowDown,
+    ) -> None:
+        self._link = link
+        self._session = session
+        self._rules = rules
+        self._slow_down = slow_down
+
+    @contextlib.asynccontextmanager
+    async def get(self, start: int, stop: int, version: Version | None) -> AsyncIterator[Body]:
+        """Send one ranged GET, as `ranged_get` does, with a link that the store takes."""
+        async with contextlib.AsyncExitStack() as stack:
+            yield await self._opened(stack, start, stop, version)
+
+    async def _opened(
+        self,
+        stack: contextlib.AsyncExitStack,
+        start: int,
+        stop: int,
+        version: Version | None,
+    ) -> Body:
+        renewals, is_doubted = 0, False
+        while True:
+            await self._slow_down.wait()
+            url = await self._link.current()
+            get = ranged_get(
+                self._session, url, start=start, stop=stop, version=version, rules=self._rules
+            )
+            try:
+                return await stack.enter_async_context(get)
+            except LinkRefused:
+                if renewals == MAX_RENEWALS:
+                    raise
+                renewals += 1
+                await self._link.renewed(url)
+            except ObjectChanged:
+                # Everything would be thrown away: one strange reply is not enough for that.
+                if is_doubted:
+                    raise
+                is_doubted = True

@@ -1,0 +1,44 @@
+"""How often one transfer begins again from the first byte."""
+
+from __future__ import annotations
+
+from downloader.errors import DownloaderError, StoreUnavailable, TransferError
+from downloader.progress import Reporter
+from downloader.transfer.patience import Patience
+
+__all__ = ["CannotResume", "Restarts"]
+
+MAX_RESTARTS = 3  # because of a changed object, or of a checksum that is wrong
+
+
+class CannotResume(TransferError):
+    """The connection was lost, and the store gives nothing to tell versions apart by."""
+
+
+class Restarts:
+    """How often a transfer may begin again.
+
+    Another version, or a wrong checksum, is a fault of the store that more tries do not mend. A
+    store without ETags on a poor line is only poor: a try that came further is progress.
+    """
+
+    def __init__(self, name: str, *, patience: Patience, reporter: Reporter) -> None:
+        self._name = name
+        self._reporter = reporter
+        self._patience = patience
+        self._furthest = 0
+        self._restarts = 0
+
+    async def count(self, error: DownloaderError, *, received: int) -> None:
+        """Return when the transfer may begin again; raise the error when it came too often."""
+        if isinstance(error, CannotResume):
+            if received > self._furthest:
+                self._patience.renew()
+                self._furthest = received
+            await self._patience.wait(StoreUnavailable(f"{self._name}: {error}"))
+        else:
+            if self._restarts == MAX_RESTARTS:
+                times = f"{self._restarts + 1} times in a row"
+                raise type(error)(f"{self._name}: {error}, {times}") from error
+            self._restarts += 1
+        self._reporter.note(f"{self._name}: {error}; starting this file again")
