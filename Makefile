@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-WORKERS ?= 2
+WORKERS ?= 3
+# Without bytecode, every process and every test file would be compiled anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format readme clean
+.PHONY: help install demo test coverage lint format readme clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
@@ -16,7 +18,10 @@ demo: $(VENV)/.installed  ## Watch a whole run against the sandbox: interrupted,
 	@$(BIN)/bge-downloader demo
 
 test: $(VENV)/.developing  ## Run every test
-	@$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term:skip-covered
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+coverage: $(VENV)/.developing  ## Run every test and tell which lines none of them runs
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term:skip-covered
 
 lint: $(VENV)/.developing  ## Check style, types and layers
 	@$(BIN)/ruff check .

@@ -136,7 +136,7 @@ def _clock(skew: float | None) -> Diagnosis:
 def _destination(settings: Settings) -> list[Diagnosis]:
     dest = settings.dest.expanduser().absolute()
     place = _nearest_existing(dest)
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    if not _is_writable_directory(place):
         return [
             Diagnosis(
                 what="destination",
@@ -163,10 +163,10 @@ def _destination(settings: Settings) -> list[Diagnosis]:
 
 
 def _state(settings: Settings) -> Diagnosis:
-    path = None if "://" in settings.state else Path(settings.state).expanduser().absolute()
-    if path is not None and not path.exists():
-        place = _nearest_existing(path.parent)
-        if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+    path = _state_path(settings.state)
+    # Opening it would make it, also where an empty file is.
+    if path is not None and not (_may(path, os.F_OK) and path.stat().st_size):
+        if _is_writable_directory(_nearest_existing(path.parent)):
             return Diagnosis(what="state", verdict="ok", found=f"{path}, which will be made")
         return Diagnosis(
             what="state",
@@ -197,7 +197,22 @@ def _descriptors(settings: Settings) -> Diagnosis:
     return Diagnosis(what="open files", verdict="ok", found=f"{needed} of {limit} may be needed")
 
 
+def _state_path(state: str) -> Path | None:
+    """Return the file that the state is in; None where it is a server's."""
+    name = state.removeprefix("sqlite:///")
+    return None if "://" in name else Path(name).expanduser().absolute()
+
+
 def _nearest_existing(path: Path) -> Path:
-    while not path.exists() and path != path.parent:
+    while not _may(path, os.F_OK) and path != path.parent:
         path = path.parent
     return path
+
+
+def _is_writable_directory(path: Path) -> bool:
+    return _may(path, os.W_OK | os.X_OK) and path.is_dir()
+
+
+def _may(path: Path, mode: int) -> bool:
+    # Not `Path.exists`, which raises where a directory above may not be entered.
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)

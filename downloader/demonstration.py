@@ -16,7 +16,7 @@ from pathlib import Path
 import pysam
 
 from downloader.concurrency import in_thread
-from downloader.errors import DownloaderError
+from downloader.errors import DiskError, DownloaderError
 from downloader.reading import crc64_of_file
 from downloader.sandbox import Sandbox, samples
 from downloader.units import format_bytes, format_seconds
@@ -38,7 +38,11 @@ class DemoFailed(DownloaderError):
 async def demonstrate(dest: Path, *, records: int, say: Say) -> int:
     """Run the whole story and return the exit code; raises DemoFailed if a promise is broken."""
     began = time.monotonic()
-    await in_thread(dest.mkdir, parents=True, exist_ok=True)
+    try:
+        await in_thread(dest.mkdir, parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{dest} cannot be made or used ({error.strerror})"
+        raise DiskError(f"{reason}; choose another --dest") from error
     with tempfile.TemporaryDirectory(prefix="bge-demo-") as directory:
         say(f"1. Making a VCF of {records:,} variants in 3 samples, with its index ...")
         pair = await in_thread(

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ import aiohttp
 
 from downloader.api import AsyncPrivateAPI
 from downloader.concurrency import beside, in_stoppable_thread, in_thread, run_together
-from downloader.errors import DownloaderError, TaskNotReady, VerificationFailed
+from downloader.errors import DownloaderError, TaskNotReady, TransferError, VerificationFailed
 from downloader.holding import claim_or_follow, keep_lease
 from downloader.polling import PollOptions, wait_for_result
 from downloader.progress import PlannedFile, Reporter
@@ -40,6 +40,7 @@ from state import (
 __all__ = ["FetchOptions", "FetchReport", "FollowedFailure", "fetch_task"]
 
 MAX_PROOFS = 2  # tries to verify, where fetching something again may mend it
+SHOWN_NAMES = 3  # in one sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,8 @@ async def fetch_task(
     same task with the same state, its progress is followed and its outcome is ours.
 
     Raises:
-        DownloaderError: as its subclass says; it is also in the task's history.
+        DownloaderError: as its subclass says; it is also in the task's history, unless another
+            process has the task.
         StateError: the state cannot be used.
     """
     fetch = _Fetch(
@@ -151,6 +153,8 @@ class _Fetch:
         self._reporter = reporter
         self._began = time.monotonic()
         self._transfer_seconds = 0.0
+        self._received_bytes = 0
+        self._resumed_bytes = 0
 
     async def run(self) -> FetchReport:
         try:
@@ -159,36 +163,51 @@ class _Fetch:
                 StateStore.ensure_task, self._place.task_id, str(self._place.dest)
             )
             owner = current_owner()
-            ended = await claim_or_follow(
-                task, store=self._store, owner=owner, reporter=self._reporter
-            )
-            if ended is not None:
-                return await self._as_it_ended(ended)
             try:
-                async with beside(keep_lease(task, store=self._store, owner=owner)):
-                    return await self._as_the_holder(task)
+                return await self._as_holder_or_follower(task, owner)
             finally:
+                # Also when it was cancelled while it claimed the task: the claim is carried out.
                 with contextlib.suppress(StateError):
                     await self._store.call(StateStore.release, task.id, owner)
         finally:
             self._reporter.finished()
 
-    async def _as_the_holder(self, task: Task) -> FetchReport:
-        async with self._recorded(task):
-            manifest = await self._published_whole(task)
-            if manifest is not None:
-                if task.phase is not Phase.PUBLISHED:  # as after a crash behind the rename
-                    await self._record_published(task, manifest)
-                return self._report(manifest, already_published=True)
-            await self._store.call(StateStore.set_phase, task.id, Phase.WAITING)
-            await self._tell(task, "started", f"Fetching into {self._place.final}")
-            result = await self._result(task)
-            objects = plan_objects(result, rules=self._options.transfer.rules)
-            files = await self._plan(task, objects)
-            with self._place.held():
-                transferred, warnings = await self._prove(task, objects, files)
-                manifest = await self._publish(task, objects, transferred, warnings)
-            return self._report(manifest, transferred=transferred)
+    async def _as_holder_or_follower(self, task: Task, owner: str) -> FetchReport:
+        poll = self._options.poll
+        ended = await claim_or_follow(
+            task,
+            store=self._store,
+            owner=owner,
+            reporter=self._reporter,
+            patience=poll.deadline if poll.wait else 0.0,
+        )
+        if ended is not None:
+            return await self._as_it_ended(ended)
+        async with beside(keep_lease(task, store=self._store, owner=owner)), self._recorded(task):
+            return await self._if_published(task) or await self._fetched(task)
+
+    async def _if_published(self, task: Task) -> FetchReport | None:
+        manifest = await self._published_whole(task)
+        if manifest is None:
+            return None
+        now = await self._store.call(StateStore.get_task, task.id)
+        if now.phase is not Phase.PUBLISHED:  # as after a crash behind the rename
+            await self._record_published(task, manifest)
+        return self._report(manifest, already_published=True)
+
+    async def _fetched(self, task: Task) -> FetchReport:
+        await self._store.call(StateStore.set_phase, task.id, Phase.WAITING)
+        await self._tell(task, "started", f"Fetching into {self._place.final}")
+        result = await self._result(task)
+        objects = plan_objects(result, rules=self._options.transfer.rules)
+        files = await self._plan(task, objects)
+        with self._place.held():
+            # A process with another state may have published it while the platform was asked.
+            if (report := await self._if_published(task)) is not None:
+                await in_thread(self._place.remove_if_empty)
+                return report
+            transferred, warnings = await self._prove(task, objects, files)
+            return self._report(await self._publish(task, objects, transferred, warnings))
 
     # Ask and plan.
 
@@ -228,16 +247,14 @@ class _Fetch:
             rules=self._options.transfer.rules,
             reporter=self._reporter,
         )
-        received = dict.fromkeys((one.name for one in objects), 0)
         for proof in range(1, MAX_PROOFS + 1):
             await self._store.call(StateStore.set_phase, task.id, Phase.TRANSFERRING)
             began = time.monotonic()
             transferred = await self._transfer(objects, files, renewal)
             self._transfer_seconds += time.monotonic() - began
-            for name, one in transferred.items():
-                received[name] += one.received_bytes
+            self._count(transferred, is_first=proof == 1)
             await self._tell(
-                task, "transferred", "Every file is on disk", received_bytes=sum(received.values())
+                task, "transferred", "Every file is on disk", received_bytes=self._received_bytes
             )
             try:
                 return transferred, await self._check(task, objects)
@@ -251,9 +268,18 @@ class _Fetch:
                         f"the files are kept in {self._place.partial}"
                     ) from error
                 if proof == MAX_PROOFS:
-                    raise
-                self._reporter.note(f"{error} Fetching again: {', '.join(sorted(doubtful))}")
+                    raise VerificationFailed(
+                        f"{error} It came {MAX_PROOFS} times, and nothing was published; the same "
+                        f"command begins anew with {_some(doubtful)}"
+                    ) from error
+                self._reporter.note(f"{error} Fetching again: {_some(doubtful)}")
         raise AssertionError("the loop returns or raises")  # pragma: no cover
+
+    def _count(self, transferred: Mapping[str, Transferred], *, is_first: bool) -> None:
+        """Add up what came; what a second try finds on disk is of this run."""
+        self._received_bytes += sum(one.received_bytes for one in transferred.values())
+        if is_first:
+            self._resumed_bytes = sum(one.resumed_bytes for one in transferred.values())
 
     async def _transfer(
         self, objects: Sequence[PlannedObject], files: Sequence[File], renewal: LinkRenewal
@@ -275,20 +301,21 @@ class _Fetch:
         self, one: PlannedObject, file: File, renewal: LinkRenewal
     ) -> Transferred:
         part_path = await in_thread(self._place.part_path, one.name)
-        return await transfer_file(
-            one.name,
-            part_path=part_path,
-            link=Link(one.url, lambda refused: renewal.renew(one, refused)),
-            session=self._session,
-            checkpoints=_Checkpoints(self._store, file.id),
-            reporter=self._reporter,
-            options=self._options.transfer,
-        )
+        with _named(one.name):
+            return await transfer_file(
+                one.name,
+                part_path=part_path,
+                link=Link(one.url, lambda refused: renewal.renew(one, refused)),
+                session=self._session,
+                checkpoints=_Checkpoints(self._store, file.id),
+                reporter=self._reporter,
+                options=self._options.transfer,
+            )
 
     async def _check(self, task: Task, objects: Sequence[PlannedObject]) -> list[str]:
         """Run the VCF checks in a thread; the reporter hears of them on the event loop."""
         await self._store.call(StateStore.set_phase, task.id, Phase.VERIFYING)
-        paths = {one.name: self._place.part_path(one.name) for one in objects}
+        paths = {one.name: await in_thread(self._place.part_path, one.name) for one in objects}
         loop = asyncio.get_running_loop()
         warnings = await in_stoppable_thread(
             lambda stopped: check_result(
@@ -300,14 +327,17 @@ class _Fetch:
         )
         for warning in warnings:
             self._reporter.note(f"Warning: {warning}")
-        await self._tell(task, "verified", "Every check has passed", warnings=warnings)
+        passed = (
+            "Every check has passed" if self._options.verify != "off" else "No check was wanted"
+        )
+        await self._tell(task, "verified", passed, warnings=warnings, level=self._options.verify)
         return warnings
 
     async def _doubtful(self, transferred: Mapping[str, Transferred]) -> set[str]:
         """Name the files that may be other than the store's: by no checksum, or by the disk's."""
         doubtful = set()
         for name, one in transferred.items():
-            on_disk = await crc64_of_file(self._place.part_path(name))
+            on_disk = await crc64_of_file(await in_thread(self._place.part_path, name))
             if not one.crc64_confirmed or on_disk != one.crc64:
                 doubtful.add(name)
         return doubtful
@@ -338,15 +368,17 @@ class _Fetch:
 
     async def _published_whole(self, task: Task) -> Manifest | None:
         """Return the manifest if the result is there; a damaged one is set aside."""
-        manifest = await in_thread(self._place.published)
-        wrong = await in_thread(self._place.missing_or_short, manifest) if manifest else []
-        if not wrong:
-            return manifest
+        try:
+            manifest = await in_thread(self._place.published)
+            wrong = await in_thread(self._place.missing_or_short, manifest) if manifest else []
+        except VerificationFailed as error:  # of the manifest itself
+            found = str(error)
+        else:
+            if not wrong:
+                return manifest
+            found = f"The published result lacked {_some(wrong)} or had it in another size"
         aside = await in_thread(self._place.set_aside)
-        sentence = (
-            f"The published result lacked {', '.join(wrong[:3])} or had it in another size; "
-            f"it was renamed to {aside}, and the task is fetched again"
-        )
+        sentence = f"{found}; the result was renamed to {aside}, and the task is fetched again"
         self._reporter.note(sentence)
         await self._tell(task, "damaged", sentence)
         return None
@@ -375,12 +407,13 @@ class _Fetch:
     async def _record_end(
         self, task: Task, phase: Phase, error: DownloaderError | StateError
     ) -> None:
+        message = str(error)
         with contextlib.suppress(StateError):  # the first error is the one to be told
             await self._store.call(
-                StateStore.set_phase, task.id, phase, message=str(error), exit_code=error.exit_code
+                StateStore.set_phase, task.id, phase, message=message, exit_code=error.exit_code
             )
             kind = "failed" if phase is Phase.FAILED else "not ready"
-            await self._tell(task, kind, str(error), exit_code=error.exit_code)
+            await self._tell(task, kind, message, exit_code=error.exit_code)
 
     async def _as_it_ended(self, ended: Task) -> FetchReport:
         """Return what another process has published, or raise what it met."""
@@ -397,22 +430,15 @@ class _Fetch:
         with contextlib.suppress(RecordMissing):  # removed meanwhile: no history to keep
             await self._store.run(lambda store: store.add_event(task.id, kind, message, **facts))
 
-    def _report(
-        self,
-        manifest: Manifest,
-        *,
-        already_published: bool = False,
-        transferred: Mapping[str, Transferred] | None = None,
-    ) -> FetchReport:
-        moved = (transferred or {}).values()
+    def _report(self, manifest: Manifest, *, already_published: bool = False) -> FetchReport:
         return FetchReport(
             task_id=self._place.task_id,
             path=self._place.final,
             files=manifest.files,
             warnings=manifest.warnings,
             already_published=already_published,
-            received_bytes=sum(one.received_bytes for one in moved),
-            resumed_bytes=sum(one.resumed_bytes for one in moved),
+            received_bytes=self._received_bytes,
+            resumed_bytes=self._resumed_bytes,
             transfer_seconds=self._transfer_seconds,
             seconds=time.monotonic() - self._began,
         )
@@ -445,6 +471,23 @@ def _manifest_file(one: PlannedObject, transferred: Transferred) -> ManifestFile
         bucket=one.bucket,
         key=one.key,
     )
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Put the file's name before an error of its transfer, if it is not in the sentence yet."""
+    try:
+        yield
+    except TransferError as error:
+        if name in str(error):
+            raise
+        raise type(error)(f"{name}: {error}") from error
+
+
+def _some(names: Collection[str]) -> str:
+    """Name the first three and count the others: a result may have thousands of files."""
+    first, others = sorted(names)[:SHOWN_NAMES], len(names) - SHOWN_NAMES
+    return ", ".join(first) + (f" and {others} more" if others > 0 else "")
 
 
 def _call_soon(

@@ -6,10 +6,10 @@ import asyncio
 import time
 from datetime import UTC, datetime
 
-from downloader.errors import DestinationTaken
+from downloader.errors import DestinationTaken, TaskNotReady
 from downloader.progress import PlannedFile, Reporter
 from downloader.retry import pause
-from state import AsyncStore, StateError, StateStore, Task, describe_owner, is_dead
+from state import AsyncStore, Phase, StateError, StateStore, Task, describe_owner, is_dead
 
 __all__ = ["claim_or_follow", "keep_lease"]
 
@@ -19,11 +19,19 @@ LOOK_SECONDS = 1.0  # between two looks at what the other process has done
 
 
 async def claim_or_follow(
-    task: Task, *, store: AsyncStore, owner: str, reporter: Reporter
+    task: Task, *, store: AsyncStore, owner: str, reporter: Reporter, patience: float
 ) -> Task | None:
-    """Return None once the task is ours, or the task as another process has ended it."""
+    """Return None once the task is ours, or the task as another process has ended it.
+
+    `patience` is in seconds, for a process that itself still waits for the task's result.
+
+    Raises:
+        TaskNotReady: it has waited for longer than that.
+    """
+    give_up_at = time.monotonic() + patience
     while await store.call(StateStore.acquire, task.id, owner, LEASE_SECONDS) is None:
-        ended = await _Following(task, store=store, reporter=reporter).to_the_end()
+        following = _Following(task, store=store, reporter=reporter, give_up_at=give_up_at)
+        ended = await following.to_the_end()
         if ended is not None:
             return ended
     return None
@@ -34,7 +42,7 @@ async def keep_lease(task: Task, *, store: AsyncStore, owner: str) -> None:
 
     Raises:
         DestinationTaken: the lease is somebody else's by now.
-        StateError: it could not be renewed in time.
+        StateError: it could not be renewed in time, or the task was removed.
     """
     renewed_at = time.monotonic()
     while True:
@@ -46,6 +54,7 @@ async def keep_lease(task: Task, *, store: AsyncStore, owner: str) -> None:
                 raise
             continue
         if not is_ours:
+            await store.call(StateStore.get_task, task.id)  # raises if it was removed meanwhile
             raise DestinationTaken(
                 f"Another process has taken over task {task.task_id}, since this one did not "
                 "renew its claim in time; what was received is kept, and the same command "
@@ -57,11 +66,15 @@ async def keep_lease(task: Task, *, store: AsyncStore, owner: str) -> None:
 class _Following:
     """Shows what another process does with a task, as far as it is in the state."""
 
-    def __init__(self, task: Task, *, store: AsyncStore, reporter: Reporter) -> None:
+    def __init__(
+        self, task: Task, *, store: AsyncStore, reporter: Reporter, give_up_at: float
+    ) -> None:
         self._task = task
+        self._give_up_at = give_up_at
         self._store = store
         self._reporter = reporter
         self._shown: dict[str, int] = {}
+        self._is_planned = False
 
     async def to_the_end(self) -> Task | None:
         """Return the task once it was published or has failed; None if it was left undone."""
@@ -70,6 +83,7 @@ class _Following:
             holder = describe_owner(first.acquired_by or "")
             self._reporter.note(f"{holder} is fetching this task already; following it")
         while _is_held(now) and now.acquired_by == first.acquired_by:
+            self._be_patient(now)
             await self._show_progress()
             await pause(LOOK_SECONDS)
             now = await self._store.call(StateStore.get_task, self._task.id)
@@ -77,20 +91,33 @@ class _Following:
         has_ended = now.phase.is_final and now.updated_at != first.updated_at
         return now if has_ended else None
 
+    def _be_patient(self, now: Task) -> None:
+        """Give up where nothing comes yet; what is on its way is followed however long it takes."""
+        is_waiting = now.phase is Phase.WAITING and now.status != "SUCCESS"
+        if is_waiting and time.monotonic() >= self._give_up_at:
+            heard = f"last heard {now.status}" if now.status else "has heard nothing"
+            raise TaskNotReady(
+                f"Task {now.task_id} has no result yet: {describe_owner(now.acquired_by or '')} "
+                f"waits for it and {heard}; the same command looks again"
+            )
+
     async def _show_progress(self) -> None:
         files = await self._store.call(StateStore.progress, self._task.id)
-        if files and not self._shown:
+        if files and not self._is_planned:
             self._reporter.planned([PlannedFile(file.name, file.size) for file in files])
+            self._is_planned = True
         for file in files:
-            if file.size is None:
-                continue
-            if file.name not in self._shown:
-                self._reporter.file_sized(file.name, file.size, resumed=file.safe_bytes)
-            elif file.safe_bytes != self._shown[file.name]:
-                self._reporter.received(file.name, file.safe_bytes - self._shown[file.name])
-                if file.safe_bytes == file.size:
-                    self._reporter.file_done(file.name)
-            self._shown[file.name] = file.safe_bytes
+            if file.size is not None and self._shown.get(file.name) != file.safe_bytes:
+                self._show(file.name, file.size, file.safe_bytes)
+
+    def _show(self, name: str, size: int, safe_bytes: int) -> None:
+        if name not in self._shown:
+            self._reporter.file_sized(name, size, resumed=safe_bytes)
+        else:
+            self._reporter.received(name, safe_bytes - self._shown[name])
+        self._shown[name] = safe_bytes
+        if safe_bytes == size:
+            self._reporter.file_done(name)
 
 
 def _is_held(task: Task) -> bool:

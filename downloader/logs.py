@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Callable
 
 __all__ = ["scrubbed", "set_up_logging"]
 
@@ -32,9 +33,23 @@ class _Scrubbing(logging.Formatter):
         return scrubbed(super().format(record)).translate(_CONTROLS)
 
 
-def set_up_logging(*, verbose: bool = False) -> None:
-    """Send warnings, or with `verbose` everything, to stderr."""
-    handler = logging.StreamHandler(sys.stderr)
+class _Saying(logging.Handler):
+    """Hands each message to whoever draws on the terminal, so that none tears a bar."""
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        super().__init__()
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say(self.format(record))
+
+
+def set_up_logging(*, verbose: bool = False, say: Callable[[str], object] | None = None) -> None:
+    """Send warnings, or with `verbose` everything, to `say`, which is for stderr by default.
+
+    `say` is called in the thread in which something is logged.
+    """
+    handler = logging.StreamHandler(sys.stderr) if say is None else _Saying(say)
     handler.setFormatter(_Scrubbing("%(levelname)s %(name)s: %(message)s"))
     for name in ("downloader", "state"):
         logger = logging.getLogger(name)

@@ -13,6 +13,7 @@ from downloader.errors import BadTaskResult, PlatformUnavailable, TaskFailed, Ta
 from downloader.logs import scrubbed
 from downloader.progress import Reporter
 from downloader.retry import pause, pause_seconds
+from downloader.units import format_seconds
 
 __all__ = ["PollOptions", "TaskResults", "wait_for_result"]
 
@@ -92,8 +93,8 @@ class _Waiting:
                 status = _status(answer)
                 await record(status)
                 if status == "SUCCESS":
-                    return answer.get("result")
-                self._judge(status, answer.get("result"))
+                    return _plain(answer.get("result"))
+                self._judge(status, _plain(answer.get("result")))
             await self._pause(retry_after)
 
     async def _ask(self) -> Mapping[str, Any]:
@@ -140,9 +141,9 @@ class _Waiting:
         if self._status is None:
             return TaskNotReady(
                 f"The platform gave no answer about task {self._task_id} within "
-                f"{self._options.deadline:g} s; try again, or allow more with --timeout"
+                f"{format_seconds(self._options.deadline)}; try again, or allow more with --timeout"
             )
-        patience = f" after {self._options.deadline:g} s" if self._options.wait else ""
+        patience = f" after {format_seconds(self._options.deadline)}" if self._options.wait else ""
         hint = (
             "; the platform says PENDING of ids it does not know too, so check the id"
             if self._status == "PENDING"
@@ -164,11 +165,18 @@ def _status(answer: Mapping[str, Any]) -> str:
     return _one_line(status).upper()[:40]
 
 
+def _plain(result: object) -> object:
+    """Return an object of the answer as a dict, which others know by its kind."""
+    return dict(result) if isinstance(result, Mapping) else result
+
+
 def _told(reason: object) -> str:
     """Return the platform's reason, of whatever kind it is, as one line without secrets."""
     if reason in (None, "", [], {}):
         return "it gives no reason"
-    text = _one_line(scrubbed(reason if isinstance(reason, str) else repr(reason)))
+    words = reason if isinstance(reason, str) else repr(reason)
+    # Cut first, since it may be megabytes; a secret that the cut has shortened is scrubbed too.
+    text = _one_line(scrubbed(words[: 10 * MAX_REASON]))
     return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}…"
 
 

@@ -54,7 +54,7 @@ async def recheck(
         InvalidArgument: there is nothing at the path that could be checked.
         VerificationFailed: the manifest is damaged.
     """
-    if path.name.endswith(PARTIAL_SUFFIX) or path.name.endswith(PART_SUFFIX):
+    if _is_unfinished(path):
         raise InvalidArgument(
             f"{path} is not published: a fetch has not finished it yet; run the same fetch again"
         )
@@ -127,6 +127,13 @@ async def _held_against(file: ManifestFile, path: Path, size: int) -> str:
             f"{file.crc64ecma}; move the result away and fetch the task again"
         )
     return crc
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Tell whether the path is a fetch's own place, or something in it."""
+    here = path.absolute()
+    is_partial = any(name.endswith(PARTIAL_SUFFIX) for name in (here.name, here.parent.name))
+    return is_partial or here.name.endswith(PART_SUFFIX)
 
 
 def _names(path: Path, directory: Path, manifest: Manifest | None) -> Sequence[str]:

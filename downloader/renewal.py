@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from downloader.errors import BadTaskResult, LinkRefused, redacted
 from downloader.hosts import HostRules
@@ -30,7 +31,7 @@ class LinkRenewal:
     """Renews the links of one task.
 
     The task's result is asked for again, once for all of its objects that were refused together;
-    an object whose link there is still the refused one (a bare one, which nobody signed) gets a
+    an object whose link there was refused before (a bare one, which nobody signed) gets a
     signed one by `sign_url`.
     """
 
@@ -43,6 +44,7 @@ class LinkRenewal:
         self._reporter = reporter
         self._lock = asyncio.Lock()
         self._links: dict[tuple[str, str], str] = {}
+        self._refused: set[str] = set()
 
     async def renew(self, wanted: PlannedObject, refused: str) -> str:
         """Return a link to the object other than the refused one.
@@ -52,8 +54,11 @@ class LinkRenewal:
             PlatformError: it could not be asked.
         """
         identity = (wanted.bucket, wanted.key)
+        self._refused.add(refused)
         async with self._lock:
-            if self._links.get(identity, refused) == refused:
+            known = self._links.get(identity)
+            # A bare link that the platform has told again is told for ever: it is to be signed.
+            if known is None or (known == refused and urlsplit(refused).query):
                 await self._ask_again()
                 self._reporter.note(f"{wanted.name}: its link was refused or expires; renewed it")
             link = self._links.get(identity)
@@ -62,16 +67,23 @@ class LinkRenewal:
                     f"The store refused the link to {wanted.name}, and the task's result does not "
                     "list this file any more; run the same command again to begin with the new one"
                 )
-            if link == refused:
-                link = self._links[identity] = await self._signed(wanted, refused)
+            if link in self._refused:
+                link = self._links[identity] = await self._signed(wanted)
             return link
 
     async def _ask_again(self) -> None:
         answer = await self._api.task_result(self._task_id)
+        status = str(answer.get("status")).upper()
+        if status != "SUCCESS":
+            raise LinkRefused(
+                f"The store refused a link, and the platform gives no other: it says that task "
+                f"{self._task_id} is {status[:40]} by now; run the same command again to wait for "
+                "its result, what was received is kept"
+            )
         objects = plan_objects(answer.get("result"), rules=self._rules)
         self._links = {(one.bucket, one.key): one.url for one in objects}
 
-    async def _signed(self, wanted: PlannedObject, refused: str) -> str:
+    async def _signed(self, wanted: PlannedObject) -> str:
         answer = await self._api.sign_url(wanted.key)
         link = answer.get("url")
         if not isinstance(link, str) or not link:
@@ -85,6 +97,6 @@ class LinkRenewal:
                 f"The platform was asked to sign a link to {wanted.name} and gave one to another "
                 f"object, {redacted(link)}; nothing was fetched from it"
             )
-        if link == refused:
+        if link in self._refused:
             raise LinkRefused(f"The store refuses the only link that there is to {wanted.name}")
         return link

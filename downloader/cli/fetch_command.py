@@ -6,7 +6,7 @@ import asyncio
 import json as json_text
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -89,7 +89,12 @@ def fetch(
         settings = _prepared(task_ids, flags, verbose=verbose)
         exit_code = run(
             _fetch_all(
-                list(dict.fromkeys(task_ids)), settings, wait=not no_wait, json=json, quiet=quiet
+                list(dict.fromkeys(task_ids)),
+                settings,
+                wait=not no_wait,
+                json=json,
+                quiet=quiet,
+                verbose=verbose,
             )
         )
         raise typer.Exit(exit_code)
@@ -110,25 +115,45 @@ def _prepared(task_ids: Sequence[str], flags: dict[str, object], *, verbose: boo
 
 
 async def _fetch_all(
-    task_ids: Sequence[str], settings: Settings, *, wait: bool, json: bool, quiet: bool
+    task_ids: Sequence[str],
+    settings: Settings,
+    *,
+    wait: bool,
+    json: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> int:
     """Fetch tasks side by side; return the exit code of the first that failed, in their order."""
     from downloader.app import open_app
+    from downloader.logs import set_up_logging
     from downloader.screens import choose_screen
 
     screen = choose_screen(quiet=quiet, json=json, stderr=sys.stderr, stdout=sys.stdout)
+    if not quiet:
+        set_up_logging(verbose=verbose, say=screen.say)
     with screen:
         async with open_app(settings, wait=wait) as app:
             teller = _Teller(screen, json=json, quiet=quiet, several=len(task_ids) > 1)
             jobs = [_fetch_one(app, task_id, screen, teller) for task_id in task_ids]
             try:
-                exit_codes = await asyncio.gather(*jobs)
+                exit_codes = await _side_by_side(jobs)
             except asyncio.CancelledError:
                 screen.close()
                 if not quiet:
                     complain(await _how_far(app, task_ids))
                 raise
+    teller.has_told()
     return next((code for code in exit_codes if code), 0)
+
+
+async def _side_by_side(jobs: Iterable[Coroutine[object, object, int]]) -> list[int]:
+    """Return what the jobs return; once cancelled, wait until every one has saved its last bytes.
+
+    `asyncio.gather` would return when the first of them has.
+    """
+    async with asyncio.TaskGroup() as group:
+        running = [group.create_task(job) for job in jobs]
+    return [one.result() for one in running]
 
 
 async def _fetch_one(app: App, task_id: str, screen: Screen, teller: _Teller) -> int:
@@ -149,6 +174,7 @@ class _Teller:
         self._json = json
         self._quiet = quiet
         self._several = several
+        self._unwritten: OSError | None = None
 
     def published(self, report: FetchReport) -> None:
         if not self._quiet:
@@ -170,13 +196,24 @@ class _Teller:
                 "exit_code": error.exit_code,
             }
             self._print(json_text.dumps(facts, ensure_ascii=False))
-        prefix = f"{task_id}: " if self._several and task_id not in str(error) else ""
+        prefix = f"{task_id}: " if self._several else ""
         with self._screen.aside():
             complain(f"{prefix}{error}")
 
+    def has_told(self) -> None:
+        """Raise what kept results from being told on stdout, if anything did."""
+        if self._unwritten is not None:
+            raise self._unwritten
+
     def _print(self, line: str) -> None:
-        with self._screen.aside():
-            print(line, flush=True)  # noqa: T201 - results are for stdout
+        """Write a line to stdout; one that cannot be written to stops no other task."""
+        if self._unwritten is not None:
+            return
+        try:
+            with self._screen.aside():
+                print(line, flush=True)  # noqa: T201 - results are for stdout
+        except OSError as error:
+            self._unwritten = error
 
 
 def _summary(report: FetchReport) -> str:
@@ -216,6 +253,8 @@ async def _how_far(app: App, task_ids: Sequence[str]) -> str:
             files = await app.store.call(StateStore.progress, task.id)
             safe += sum(file.safe_bytes for file in files)
             size += sum(file.size or 0 for file in files)
-    share = f" of {format_bytes(size)} ({safe / size:.0%})" if size else ""
     again = shlex.join([PROGRAM, *sys.argv[1:]])
-    return f"Interrupted; {format_bytes(safe)}{share} are safe on disk. To go on: {again}"
+    if not size:
+        return f"Interrupted before any byte was received. To go on: {again}"
+    share = f"{format_bytes(safe)} of {format_bytes(size)} ({safe / size:.0%})"
+    return f"Interrupted; {share} are safe on disk. To go on: {again}"

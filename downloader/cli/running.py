@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import io
 import os
 import signal
 import sys
 import threading
 from collections.abc import Coroutine, Iterator
-from typing import Any, NoReturn, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import typer
 
 from downloader.errors import DownloaderError, Interrupted
 from state.errors import StateError
 
-__all__ = ["PROGRAM", "complain", "run", "told"]
+__all__ = ["PROGRAM", "complain", "hold_standard_streams", "run", "told"]
 
 PROGRAM = "bge-downloader"
 # A drain may take 5 s in all; a disk that hangs must not hold up the terminal for longer.
 DRAIN_SECONDS = 4.5
+WORKERS = 32  # threads for blocking work: writes, syncs, checks, names of hosts
+NO_MORE_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 T = TypeVar("T")
 
@@ -35,7 +40,10 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def _until_a_signal(main: Coroutine[Any, Any, T]) -> T:
-    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(main)
+    loop = asyncio.get_running_loop()
+    # asyncio's own pool has six threads on two cores: a long check would hold up every write.
+    loop.set_default_executor(ThreadPoolExecutor(WORKERS, thread_name_prefix="work"))
+    task = asyncio.ensure_future(main)
     received: list[int] = []
 
     def stop(number: int) -> None:
@@ -68,15 +76,44 @@ def told() -> Iterator[None]:
         _end(error.exit_code, None if str(error) == "Interrupted" else str(error))
     except (DownloaderError, StateError) as error:
         _end(error.exit_code, str(error))
-    except BrokenPipeError:
-        # Whoever read our output has left; Python must not try to flush it once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
+    except OSError as error:
+        if error.errno not in NO_MORE_OUTPUT or error.filename is not None:
+            raise
+        _silence(sys.stdout)
+        # Whoever reads our output and has left needs no telling.
+        is_left = isinstance(error, BrokenPipeError)
+        _end(1, None if is_left else f"The output could not be written: {error.strerror}")
 
 
 def complain(message: str) -> None:
-    """Say one sentence for people on stderr."""
-    print(f"{PROGRAM}: {message}", file=sys.stderr, flush=True)  # noqa: T201 - the front door
+    """Say one sentence for people on stderr; nobody there to hear it is no error."""
+    try:
+        print(f"{PROGRAM}: {message}", file=sys.stderr, flush=True)  # noqa: T201 - the front door
+    except OSError:
+        _silence(sys.stderr)
+
+
+def hold_standard_streams() -> None:
+    """Open those of stdin, stdout and stderr that the caller has closed, on nothing.
+
+    Otherwise the next file that is opened would be one of them, and libraries would write their
+    messages into a part file or into the state. And stdout takes every character from now on: one
+    that its encoding does not have is spelled out.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _silence(stream: TextIO) -> None:
+    """Let what is still in the stream go nowhere: Python flushes it once more at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _end(exit_code: int, message: str | None) -> NoReturn:

@@ -12,6 +12,7 @@ import typer
 from downloader.cli import options
 from downloader.cli.running import told
 from downloader.errors import DownloaderError
+from downloader.screens.text import printable
 
 if TYPE_CHECKING:
     from state import Event, FileProgress, StateStore, Task
@@ -20,7 +21,7 @@ __all__ = ["status"]
 
 TaskIds = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[TASK_ID]", help="Show these with their history; all if none."),
+    typer.Argument(metavar="TASK_ID", help="Show these with their history; all if none."),
 ]
 COLUMNS = ("TASK", "PHASE", "PLATFORM", "FILES", "ON DISK", "UPDATED (UTC)", "PLACE")
 
@@ -104,14 +105,15 @@ def _print_history(store: StateStore, task: Task) -> None:
     files = store.progress(task.id)
     typer.echo(f"Task      {task.task_id}")
     typer.echo(f"Phase     {task.phase.value}" + (f": {task.message}" if task.message else ""))
-    typer.echo(f"Platform  {task.status or 'not asked yet'} (asked {task.polls} times)")
+    asked = "once" if task.polls == 1 else f"{task.polls} times"
+    typer.echo(f"Platform  {task.status} (asked {asked})" if task.status else "Platform  not asked")
     typer.echo(f"Place     {Path(task.dest) / task.task_id}")
     typer.echo(f"On disk   {_on_disk(task, files)}")
     for file in files:
-        typer.echo(f"  {_share(file):>22}  {_printable(file.name)}")
+        typer.echo(f"  {_share(file):>22}  {printable(file.name)}")
     typer.echo("History (UTC)")
     for event in store.list_events(task.id):
-        typer.echo(f"  {event.at:%Y-%m-%d %H:%M:%S}  {event.kind:<12} {_printable(event.message)}")
+        typer.echo(f"  {event.at:%Y-%m-%d %H:%M:%S}  {event.kind:<12} {printable(event.message)}")
 
 
 def _print_json(store: StateStore, tasks: Iterable[Task]) -> None:
@@ -173,7 +175,3 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -13,6 +13,7 @@ import typer
 from downloader.cli import options
 from downloader.cli.running import complain, run, told
 from downloader.errors import InvalidArgument, VerificationFailed
+from downloader.screens.text import printable
 
 if TYPE_CHECKING:
     from downloader.config import Settings
@@ -62,6 +63,8 @@ def verify(
 
 def _path_of(target: str, settings: Settings) -> Path:
     """Return the path that is meant: one that is there, or that of a task."""
+    if not target:  # which would be the working directory, as after a variable without a value
+        raise InvalidArgument("The path is empty; expected a path or a task's id")
     path = Path(target)
     if path.exists():
         return path
@@ -113,16 +116,12 @@ def _print_verdicts(found: Recheck, *, several: bool) -> None:
         typer.echo(f"{found.path}:")
     for finding in found.findings:
         verdict = "OK    " if finding.problem is None else "FAILED"
-        typer.echo(f"{verdict}  {_printable(finding.name)}")
+        typer.echo(f"{verdict}  {printable(finding.name)}")
 
 
 def _show_current(name: str) -> None:
-    print(f"\r\x1b[Kchecking {_printable(name)[:60]}", end="", file=sys.stderr, flush=True)  # noqa: T201
+    print(f"\r\x1b[Kchecking {printable(name)[:60]}", end="", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _clear_current() -> None:
     print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # noqa: T201
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text)

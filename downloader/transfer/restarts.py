@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from downloader.errors import DownloaderError, StoreUnavailable, TransferError
+from downloader.errors import DownloaderError, StoreUnavailable, TransferError, VerificationFailed
 from downloader.progress import Reporter
 from downloader.transfer.patience import Patience
 
@@ -18,8 +18,10 @@ class CannotResume(TransferError):
 class Restarts:
     """How often a transfer may begin again.
 
-    Another version, or a wrong checksum, is a fault of the store that more tries do not mend. A
-    store without ETags on a poor line is only poor: a try that came further is progress.
+    Another version, or a wrong checksum, is a fault of the store that more tries do not mend;
+    bytes that give the same wrong checksum twice are what the store has, and it is the checksum
+    that is not. A store without ETags on a poor line is only poor: a try that came further is
+    progress.
     """
 
     def __init__(self, name: str, *, patience: Patience, reporter: Reporter) -> None:
@@ -28,6 +30,7 @@ class Restarts:
         self._patience = patience
         self._furthest = 0
         self._restarts = 0
+        self._last_told: str | None = None
 
     async def count(self, error: DownloaderError, *, received: int) -> None:
         """Return when the transfer may begin again; raise the error when it came too often."""
@@ -37,8 +40,10 @@ class Restarts:
                 self._furthest = received
             await self._patience.wait(StoreUnavailable(f"{self._name}: {error}"))
         else:
-            if self._restarts == MAX_RESTARTS:
+            is_certain = isinstance(error, VerificationFailed) and str(error) == self._last_told
+            if is_certain or self._restarts == MAX_RESTARTS:
                 times = f"{self._restarts + 1} times in a row"
                 raise type(error)(f"{self._name}: {error}, {times}") from error
             self._restarts += 1
+            self._last_told = str(error)
         self._reporter.note(f"{self._name}: {error}; starting this file again")

@@ -1,0 +1,173 @@
+"""What `verify` finds in results that were really published, and what it leaves as it is."""
+
+import gzip
+import os
+
+import pytest
+from fastcrc import crc64
+from fetch_helpers import NOTES, PAIR, TBI, VCF, tree
+
+from downloader.errors import InvalidArgument, VerificationFailed
+from downloader.recheck import recheck
+from downloader.sandbox import samples
+
+pytest_plugins = ["fetch_helpers"]
+
+
+@pytest.fixture
+async def result(rig):
+    """A published result, with a file in a folder of its own."""
+    task_id = rig.add({**PAIR, "run/logs/notes.txt": NOTES})
+    await rig.fetch(task_id)
+    return rig.final(task_id)
+
+
+async def test_a_published_result_is_good(result):
+    names = []
+    found = await recheck(result, level="full", on_file=names.append)
+    assert found.problems == []
+    assert found.warnings == ()
+    assert names == [finding.name for finding in found.findings]
+    assert {finding.name: finding.size for finding in found.findings} == {
+        "a.vcf.gz": len(VCF),
+        "a.vcf.gz.tbi": len(TBI),
+        "logs/notes.txt": len(NOTES),
+    }
+
+
+async def test_looking_changes_nothing(result):
+    def facts():
+        return {path: path.stat().st_mtime_ns for path in [result, *result.rglob("*")]}
+
+    before = tree(result), facts()
+    await recheck(result, level="full")
+    assert (tree(result), facts()) == before
+
+
+@pytest.mark.parametrize("level", ["full", "quick", "off"])
+async def test_one_flipped_byte_is_found_at_every_level(result, level):
+    """The checks of the VCF may be off; that the bytes are the store's is never off."""
+    path = result / "a.vcf.gz"
+    wrong = samples.flipped_byte(VCF, len(VCF) // 2)
+    path.write_bytes(wrong)
+    found = await recheck(result, level=level)
+    problem = found.problems[0]
+    assert problem.startswith("a.vcf.gz is damaged")
+    assert str(crc64.xz(VCF)) in problem
+    assert str(crc64.xz(wrong)) in problem
+
+
+async def test_all_files_are_looked_at_whatever_is_found_in_the_first(result):
+    (result / "a.vcf.gz").unlink()
+    (result / "logs/notes.txt").write_bytes(NOTES[:-1])
+    found = await recheck(result, level="off")
+    assert len(found.findings) == 3
+    missing, short = found.problems
+    assert missing.startswith("a.vcf.gz is not there")
+    assert f"notes.txt has {len(NOTES) - 1} bytes, and the manifest says {len(NOTES)}" in short
+
+
+async def test_a_stranger_is_warned_of_and_is_no_problem(result):
+    (result / "logs/mine.txt").write_text("mine")
+    (result / "link").symlink_to("/nowhere")
+    (result / "SHA256SUMS").write_text("")
+    found = await recheck(result, level="full")
+    assert found.problems == []
+    assert found.warnings == (
+        "link: it is not in the manifest.",
+        "logs/mine.txt: it is not in the manifest.",
+    )
+
+
+async def test_one_file_of_a_result_is_held_against_its_manifest(result):
+    found = await recheck(result / "a.vcf.gz", level="full")
+    assert (found.problems, len(found.findings), found.warnings) == ([], 1, ())
+    assert found.findings[0].crc64ecma == str(crc64.xz(VCF))
+    (result / "a.vcf.gz").write_bytes(samples.flipped_byte(VCF, 100))
+    assert len((await recheck(result / "a.vcf.gz", level="full")).problems) == 1
+
+
+async def test_an_index_alone_is_checked_with_its_vcf(tmp_path):
+    (tmp_path / "a.vcf.gz").write_bytes(VCF)
+    (tmp_path / "a.vcf.gz.tbi").write_bytes(samples.wrong_index())
+    found = await recheck(tmp_path / "a.vcf.gz.tbi", level="full")
+    assert found.manifest is None
+    assert len(found.problems) == 1
+
+
+async def test_a_folder_without_a_manifest_is_checked_by_its_files_own_structure(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/good.vcf.gz").write_bytes(VCF)
+    (tmp_path / "deep/good.vcf.gz.tbi").write_bytes(TBI)
+    (tmp_path / "bad.vcf.gz").write_bytes(samples.without_eof(VCF))
+    (tmp_path / "plain.vcf").write_bytes(gzip.decompress(VCF))
+    (tmp_path / "notes.txt").write_bytes(NOTES)
+    found = await recheck(tmp_path, level="full")
+    assert found.manifest is None
+    assert {finding.name: finding.problem is None for finding in found.findings} == {
+        "bad.vcf.gz": False,
+        "deep/good.vcf.gz": True,
+        "deep/good.vcf.gz.tbi": True,
+        "plain.vcf": True,
+    }
+    assert [finding.crc64ecma for finding in found.findings] == [None] * 4
+
+
+async def test_a_damaged_index_is_not_told_twice_by_its_vcf(result):
+    (result / "a.vcf.gz.tbi").write_bytes(samples.flipped_byte(TBI, len(TBI) // 2))
+    found = await recheck(result, level="off")
+    assert [problem.split()[0] for problem in found.problems] == ["a.vcf.gz.tbi"]
+
+
+@pytest.mark.parametrize("name", ["t1.partial", "t1.partial/a.vcf.gz.part", "t1.partial/a.vcf.gz"])
+async def test_what_is_not_published_is_refused(tmp_path, name):
+    """It would be called wrong, though it is only not finished."""
+    (tmp_path / "t1.partial").mkdir()
+    for part in ("a.vcf.gz.part", "a.vcf.gz"):
+        (tmp_path / "t1.partial" / part).write_bytes(VCF[:100])
+    with pytest.raises(InvalidArgument, match="run the same fetch again"):
+        await recheck(tmp_path / name, level="full")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\0" * 50,
+        b"[]",
+        b"{}",
+        b'{"task_id": "t", "published_at": "", "files": [{"name": "../../etc/passwd"}]}',
+    ],
+)
+async def test_a_damaged_manifest_is_told(result, text):
+    (result / "bge-manifest.json").write_bytes(text)
+    with pytest.raises(VerificationFailed, match=r"bge-manifest\.json is damaged") as caught:
+        await recheck(result, level="full")
+    assert caught.value.exit_code == 5
+
+
+async def test_what_is_not_there_or_has_nothing_to_check_is_told(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/notes.txt").write_bytes(NOTES)
+    with pytest.raises(InvalidArgument, match="nothing to verify"):
+        await recheck(tmp_path / "empty", level="full")
+    with pytest.raises(InvalidArgument, match="is not there"):
+        await recheck(tmp_path / "missing", level="full")
+
+
+async def test_a_warning_about_the_content_is_passed_on(tmp_path):
+    (tmp_path / "a.vcf.gz").write_bytes(VCF)
+    found = await recheck(tmp_path / "a.vcf.gz", level="full")
+    assert found.problems == []
+    assert "there is no index" in found.warnings[0]
+
+
+async def test_a_pair_is_checked_once_though_it_is_two_files(tmp_path):
+    """Reading a VCF of 100 GB twice costs an hour, and each warning would come twice."""
+    (tmp_path / "a.vcf.gz").write_bytes(VCF)
+    (tmp_path / "a.vcf.gz.tbi").write_bytes(TBI)
+    os.utime(tmp_path / "a.vcf.gz.tbi", (0, 0))
+    found = await recheck(tmp_path, level="full")
+    assert len(found.findings) == 2
+    assert len(found.warnings) == 1
+    assert "older than" in found.warnings[0]
