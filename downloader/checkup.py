@@ -27,7 +27,7 @@ from downloader.errors import (
     redacted,
 )
 from downloader.units import format_bytes, format_seconds
-from state import StateError, StateStore
+from state import StateError, look_at
 
 __all__ = ["Diagnosis", "examine"]
 
@@ -175,11 +175,7 @@ def _state(settings: Settings) -> Diagnosis:
             mend="name another place with the setting `state`",
         )
     try:
-        with StateStore.open(settings.state) as store:
-            tasks = store.find_tasks()
-            return Diagnosis(
-                what="state", verdict="ok", found=f"{store.location}, {len(tasks)} tasks known"
-            )
+        return Diagnosis(what="state", verdict="ok", found=look_at(settings.state))
     except StateError as error:
         return Diagnosis(what="state", verdict="failed", found=str(error))
 

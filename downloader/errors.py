@@ -181,9 +181,16 @@ class HostNotAllowed(TransferError):
 
 
 class VerificationFailed(DownloaderError):
-    """What is on disk is not what it must be; nothing was published."""
+    """What is on disk is not what it must be; nothing was published.
+
+    `name` is that of the file at fault, where it is known.
+    """
 
     exit_code = 5
+
+    def __init__(self, message: str, *, name: str | None = None) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class DiskError(DownloaderError):

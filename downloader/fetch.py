@@ -2,100 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import aiohttp
 
 from downloader.api import AsyncPrivateAPI
-from downloader.concurrency import beside, in_stoppable_thread, in_thread, run_together
-from downloader.errors import DownloaderError, TaskNotReady, TransferError, VerificationFailed
+from downloader.concurrency import beside, in_thread
+from downloader.errors import VerificationFailed
+from downloader.fetch_records import FetchOptions, FetchReport, FollowedFailure
+from downloader.history import History
 from downloader.holding import claim_or_follow, keep_lease
-from downloader.polling import PollOptions, wait_for_result
+from downloader.polling import wait_for_result
 from downloader.progress import PlannedFile, Reporter
+from downloader.proving import Proved, Proving
 from downloader.publish import Manifest, ManifestFile, ResultDirectory
-from downloader.reading import crc64_of_file
 from downloader.renewal import LinkRenewal
 from downloader.task_result import PlannedObject, plan_objects, valid_task_id
-from downloader.transfer import Link, TransferOptions, Transferred, transfer_file
-from downloader.verify import Level, check_result
-from state import (
-    AsyncStore,
-    Checkpoint,
-    File,
-    Phase,
-    RecordMissing,
-    StateError,
-    StateStore,
-    Task,
-    current_owner,
-)
+from downloader.transfer import Transferred
+from downloader.units import counted, listed
+from state import AsyncStore, File, Phase, StateError, StateStore, Task, current_owner
 
 __all__ = ["FetchOptions", "FetchReport", "FollowedFailure", "fetch_task"]
-
-MAX_PROOFS = 2  # tries to verify, where fetching something again may mend it
-SHOWN_NAMES = 3  # in one sentence
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FetchOptions:
-    """How a task is fetched; fetches that run side by side share one of these."""
-
-    poll: PollOptions = field(default_factory=PollOptions)
-    transfer: TransferOptions = field(default_factory=TransferOptions)
-    file_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
-    parallel_files: int = 4  # of one task; the slots bound those of all tasks
-    verify: Level = "full"
-    checksums: Sequence[str] = ()  # also write SHA256SUMS, MD5SUMS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FetchReport:
-    """What a fetch has brought about: the task's files are in `path`, proved and whole."""
-
-    task_id: str
-    path: Path
-    files: tuple[ManifestFile, ...]
-    warnings: tuple[str, ...] = ()
-    already_published: bool = False  # no byte was moved
-    received_bytes: int = 0
-    resumed_bytes: int = 0  # on disk from earlier runs
-    transfer_seconds: float = 0.0  # without the waiting and the checks
-    seconds: float = 0.0  # of the whole fetch
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(file.size for file in self.files)
-
-    def facts(self) -> dict[str, object]:
-        """Return the report as plain JSON values."""
-        return {
-            "task_id": self.task_id,
-            "path": str(self.path),
-            "already_published": self.already_published,
-            "size": self.size,
-            "received_bytes": self.received_bytes,
-            "resumed_bytes": self.resumed_bytes,
-            "transfer_seconds": round(self.transfer_seconds, 3),
-            "seconds": round(self.seconds, 3),
-            "warnings": list(self.warnings),
-            "files": [asdict(file) for file in self.files],
-        }
-
-
-class FollowedFailure(DownloaderError):
-    """Another process was fetching the task, and it failed there."""
-
-    def __init__(self, message: str, *, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 async def fetch_task(
@@ -152,9 +83,6 @@ class _Fetch:
         self._options = options
         self._reporter = reporter
         self._began = time.monotonic()
-        self._transfer_seconds = 0.0
-        self._received_bytes = 0
-        self._resumed_bytes = 0
 
     async def run(self) -> FetchReport:
         try:
@@ -183,42 +111,46 @@ class _Fetch:
         )
         if ended is not None:
             return await self._as_it_ended(ended)
-        async with beside(keep_lease(task, store=self._store, owner=owner)), self._recorded(task):
-            return await self._if_published(task) or await self._fetched(task)
+        history = History(task, store=self._store)
+        async with (
+            beside(keep_lease(task, store=self._store, owner=owner)),
+            history.with_its_end(),
+        ):
+            return await self._if_published(task, history) or await self._fetched(task, history)
 
-    async def _if_published(self, task: Task) -> FetchReport | None:
-        manifest = await self._published_whole(task)
+    async def _if_published(self, task: Task, history: History) -> FetchReport | None:
+        manifest = await self._published_whole(history)
         if manifest is None:
             return None
         now = await self._store.call(StateStore.get_task, task.id)
         if now.phase is not Phase.PUBLISHED:  # as after a crash behind the rename
-            await self._record_published(task, manifest)
-        return self._report(manifest, already_published=True)
+            await self._record_published(manifest, history)
+        return self._report(manifest)
 
-    async def _fetched(self, task: Task) -> FetchReport:
-        await self._store.call(StateStore.set_phase, task.id, Phase.WAITING)
-        await self._tell(task, "started", f"Fetching into {self._place.final}")
-        result = await self._result(task)
+    async def _fetched(self, task: Task, history: History) -> FetchReport:
+        await history.enter(Phase.WAITING)
+        await history.tell("started", f"Fetching into {self._place.final}")
+        result = await self._result(task, history)
         objects = plan_objects(result, rules=self._options.transfer.rules)
-        files = await self._plan(task, objects)
+        files = await self._planned(task, objects, history)
         with self._place.held():
             # A process with another state may have published it while the platform was asked.
-            if (report := await self._if_published(task)) is not None:
+            if (report := await self._if_published(task, history)) is not None:
                 await in_thread(self._place.remove_if_empty)
                 return report
-            transferred, warnings = await self._prove(task, objects, files)
-            return self._report(await self._publish(task, objects, transferred, warnings))
+            proved = await self._proving(objects, files, history).prove()
+            return self._report(await self._publish(objects, proved, history), proved)
 
     # Ask and plan.
 
-    async def _result(self, task: Task) -> object:
+    async def _result(self, task: Task, history: History) -> object:
         heard: str | None = None
 
         async def record(status: str) -> None:
             nonlocal heard
             await self._store.call(StateStore.record_poll, task.id, status)
             if status != heard:
-                await self._tell(task, "status", f"The platform says {status}")
+                await history.tell("status", f"The platform says {status}")
             heard = status
 
         return await wait_for_result(
@@ -229,144 +161,57 @@ class _Fetch:
             record=record,
         )
 
-    async def _plan(self, task: Task, objects: Sequence[PlannedObject]) -> list[File]:
+    async def _planned(
+        self, task: Task, objects: Sequence[PlannedObject], history: History
+    ) -> list[File]:
         files = await self._store.call(StateStore.save_plan, task.id, objects)
         self._reporter.planned([PlannedFile(file.name, file.size) for file in files])
-        await self._tell(task, "planned", f"{len(files)} files are to come", files=len(files))
+        verb = "is" if len(files) == 1 else "are"
+        await history.tell(
+            "planned", f"{counted(len(files), 'file')} {verb} to come", files=len(files)
+        )
         return files
 
     # Transfer and verify.
 
-    async def _prove(
-        self, task: Task, objects: Sequence[PlannedObject], files: Sequence[File]
-    ) -> tuple[dict[str, Transferred], list[str]]:
-        """Transfer and check, once more where what is on disk cannot be trusted."""
+    def _proving(
+        self, objects: Sequence[PlannedObject], files: Sequence[File], history: History
+    ) -> Proving:
         renewal = LinkRenewal(
             self._place.task_id,
             api=self._api,
             rules=self._options.transfer.rules,
             reporter=self._reporter,
         )
-        for proof in range(1, MAX_PROOFS + 1):
-            await self._store.call(StateStore.set_phase, task.id, Phase.TRANSFERRING)
-            began = time.monotonic()
-            transferred = await self._transfer(objects, files, renewal)
-            self._transfer_seconds += time.monotonic() - began
-            self._count(transferred, is_first=proof == 1)
-            await self._tell(
-                task, "transferred", "Every file is on disk", received_bytes=self._received_bytes
-            )
-            try:
-                return transferred, await self._check(task, objects)
-            except VerificationFailed as error:
-                doubtful = await self._doubtful(transferred)
-                await self._forget([file for file in files if file.name in doubtful])
-                if not doubtful:
-                    raise VerificationFailed(
-                        f"{error} Its bytes on disk are those of the store, so it is wrong there: "
-                        "tell the platform's support, naming the task id. Nothing was published; "
-                        f"the files are kept in {self._place.partial}"
-                    ) from error
-                if proof == MAX_PROOFS:
-                    raise VerificationFailed(
-                        f"{error} It came {MAX_PROOFS} times, and nothing was published; the same "
-                        f"command begins anew with {_some(doubtful)}"
-                    ) from error
-                self._reporter.note(f"{error} Fetching again: {_some(doubtful)}")
-        raise AssertionError("the loop returns or raises")  # pragma: no cover
-
-    def _count(self, transferred: Mapping[str, Transferred], *, is_first: bool) -> None:
-        """Add up what came; what a second try finds on disk is of this run."""
-        self._received_bytes += sum(one.received_bytes for one in transferred.values())
-        if is_first:
-            self._resumed_bytes = sum(one.resumed_bytes for one in transferred.values())
-
-    async def _transfer(
-        self, objects: Sequence[PlannedObject], files: Sequence[File], renewal: LinkRenewal
-    ) -> dict[str, Transferred]:
-        done: dict[str, Transferred] = {}
-        waiting = deque(zip(objects, files, strict=True))
-
-        async def work() -> None:
-            while waiting:
-                one, file = waiting.popleft()
-                async with self._options.file_slots:
-                    done[one.name] = await self._transfer_one(one, file, renewal)
-                self._reporter.file_done(one.name)
-
-        await run_together(work() for _ in range(min(self._options.parallel_files, len(objects))))
-        return done
-
-    async def _transfer_one(
-        self, one: PlannedObject, file: File, renewal: LinkRenewal
-    ) -> Transferred:
-        part_path = await in_thread(self._place.part_path, one.name)
-        with _named(one.name):
-            return await transfer_file(
-                one.name,
-                part_path=part_path,
-                link=Link(one.url, lambda refused: renewal.renew(one, refused)),
-                session=self._session,
-                checkpoints=_Checkpoints(self._store, file.id),
-                reporter=self._reporter,
-                options=self._options.transfer,
-            )
-
-    async def _check(self, task: Task, objects: Sequence[PlannedObject]) -> list[str]:
-        """Run the VCF checks in a thread; the reporter hears of them on the event loop."""
-        await self._store.call(StateStore.set_phase, task.id, Phase.VERIFYING)
-        paths = {one.name: await in_thread(self._place.part_path, one.name) for one in objects}
-        loop = asyncio.get_running_loop()
-        warnings = await in_stoppable_thread(
-            lambda stopped: check_result(
-                paths,
-                level=self._options.verify,
-                on_file=lambda name: _call_soon(loop, self._reporter.verifying, name),
-                stopped=stopped,
-            )
+        return Proving(
+            self._place,
+            objects,
+            files,
+            renewal=renewal,
+            store=self._store,
+            session=self._session,
+            history=history,
+            options=self._options,
+            reporter=self._reporter,
         )
-        for warning in warnings:
-            self._reporter.note(f"Warning: {warning}")
-        passed = (
-            "Every check has passed" if self._options.verify != "off" else "No check was wanted"
-        )
-        await self._tell(task, "verified", passed, warnings=warnings, level=self._options.verify)
-        return warnings
-
-    async def _doubtful(self, transferred: Mapping[str, Transferred]) -> set[str]:
-        """Name the files that may be other than the store's: by no checksum, or by the disk's."""
-        doubtful = set()
-        for name, one in transferred.items():
-            on_disk = await crc64_of_file(await in_thread(self._place.part_path, name))
-            if not one.crc64_confirmed or on_disk != one.crc64:
-                doubtful.add(name)
-        return doubtful
-
-    async def _forget(self, files: Sequence[File]) -> None:
-        for file in files:
-            await self._store.call(StateStore.clear_checkpoint, file.id)
 
     # Publish and record.
 
     async def _publish(
-        self,
-        task: Task,
-        objects: Sequence[PlannedObject],
-        transferred: Mapping[str, Transferred],
-        warnings: Sequence[str],
+        self, objects: Sequence[PlannedObject], proved: Proved, history: History
     ) -> Manifest:
         manifest = Manifest(
             task_id=self._place.task_id,
             published_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            files=tuple(_manifest_file(one, transferred[one.name]) for one in objects),
-            warnings=tuple(warnings),
+            files=tuple(_manifest_file(one, proved.transferred[one.name]) for one in objects),
+            warnings=tuple(proved.warnings),
             verified=self._options.verify,
         )
         await in_thread(self._place.publish, manifest, checksums=self._options.checksums)
-        await self._record_published(task, manifest)
+        await self._record_published(manifest, history)
         return manifest
 
-    async def _published_whole(self, task: Task) -> Manifest | None:
+    async def _published_whole(self, history: History) -> Manifest | None:
         """Return the manifest if the result is there; a damaged one is set aside."""
         try:
             manifest = await in_thread(self._place.published)
@@ -376,89 +221,41 @@ class _Fetch:
         else:
             if not wrong:
                 return manifest
-            found = f"The published result lacked {_some(wrong)} or had it in another size"
+            found = f"The published result lacked {listed(wrong)} or had it in another size"
         aside = await in_thread(self._place.set_aside)
         sentence = f"{found}; the result was renamed to {aside}, and the task is fetched again"
         self._reporter.note(sentence)
-        await self._tell(task, "damaged", sentence)
+        await history.tell("damaged", sentence)
         return None
 
-    async def _record_published(self, task: Task, manifest: Manifest) -> None:
-        await self._store.call(StateStore.set_phase, task.id, Phase.PUBLISHED)
+    async def _record_published(self, manifest: Manifest, history: History) -> None:
+        await history.enter(Phase.PUBLISHED)
         size = sum(file.size for file in manifest.files)
-        await self._tell(task, "published", f"Published as {self._place.final}", bytes=size)
-
-    @contextlib.asynccontextmanager
-    async def _recorded(self, task: Task) -> AsyncIterator[None]:
-        """Put the end into the task's history, if it is not the happy one."""
-        try:
-            yield
-        except asyncio.CancelledError:
-            with contextlib.suppress(StateError):
-                await self._tell(task, "interrupted", "Interrupted; what was received is kept")
-            raise
-        except TaskNotReady as error:
-            await self._record_end(task, Phase.WAITING, error)
-            raise
-        except (DownloaderError, StateError) as error:
-            await self._record_end(task, Phase.FAILED, error)
-            raise
-
-    async def _record_end(
-        self, task: Task, phase: Phase, error: DownloaderError | StateError
-    ) -> None:
-        message = str(error)
-        with contextlib.suppress(StateError):  # the first error is the one to be told
-            await self._store.call(
-                StateStore.set_phase, task.id, phase, message=message, exit_code=error.exit_code
-            )
-            kind = "failed" if phase is Phase.FAILED else "not ready"
-            await self._tell(task, kind, message, exit_code=error.exit_code)
+        await history.tell("published", f"Published as {self._place.final}", bytes=size)
 
     async def _as_it_ended(self, ended: Task) -> FetchReport:
         """Return what another process has published, or raise what it met."""
         manifest = await in_thread(self._place.published)
         if ended.phase is Phase.PUBLISHED and manifest is not None:
-            return self._report(manifest, already_published=True)
+            return self._report(manifest)
         message = ended.message or "it was published and is not there any more"
         raise FollowedFailure(
             f"The process that was fetching this task has failed: {message}",
             exit_code=ended.exit_code or 1,
         )
 
-    async def _tell(self, task: Task, kind: str, message: str, **facts: object) -> None:
-        with contextlib.suppress(RecordMissing):  # removed meanwhile: no history to keep
-            await self._store.run(lambda store: store.add_event(task.id, kind, message, **facts))
-
-    def _report(self, manifest: Manifest, *, already_published: bool = False) -> FetchReport:
+    def _report(self, manifest: Manifest, proved: Proved | None = None) -> FetchReport:
         return FetchReport(
             task_id=self._place.task_id,
             path=self._place.final,
             files=manifest.files,
             warnings=manifest.warnings,
-            already_published=already_published,
-            received_bytes=self._received_bytes,
-            resumed_bytes=self._resumed_bytes,
-            transfer_seconds=self._transfer_seconds,
+            already_published=proved is None,
+            received_bytes=proved.received_bytes if proved else 0,
+            resumed_bytes=proved.resumed_bytes if proved else 0,
+            transfer_seconds=proved.transfer_seconds if proved else 0.0,
             seconds=time.monotonic() - self._began,
         )
-
-
-class _Checkpoints:
-    """A file's checkpoint, kept in the state."""
-
-    def __init__(self, store: AsyncStore, file_id: int) -> None:
-        self._store = store
-        self._file_id = file_id
-
-    async def load(self) -> Checkpoint | None:
-        return await self._store.call(StateStore.load_checkpoint, self._file_id)
-
-    async def save(self, checkpoint: Checkpoint) -> None:
-        await self._store.call(StateStore.save_checkpoint, self._file_id, checkpoint)
-
-    async def clear(self) -> None:
-        await self._store.call(StateStore.clear_checkpoint, self._file_id)
 
 
 def _manifest_file(one: PlannedObject, transferred: Transferred) -> ManifestFile:
@@ -471,28 +268,3 @@ def _manifest_file(one: PlannedObject, transferred: Transferred) -> ManifestFile
         bucket=one.bucket,
         key=one.key,
     )
-
-
-@contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Put the file's name before an error of its transfer, if it is not in the sentence yet."""
-    try:
-        yield
-    except TransferError as error:
-        if name in str(error):
-            raise
-        raise type(error)(f"{name}: {error}") from error
-
-
-def _some(names: Collection[str]) -> str:
-    """Name the first three and count the others: a result may have thousands of files."""
-    first, others = sorted(names)[:SHOWN_NAMES], len(names) - SHOWN_NAMES
-    return ", ".join(first) + (f" and {others} more" if others > 0 else "")
-
-
-def _call_soon(
-    loop: asyncio.AbstractEventLoop, function: Callable[[str], None], argument: str
-) -> None:
-    """Call on the event loop from another thread; a loop that has ended hears nothing."""
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(function, argument)

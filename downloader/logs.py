@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 
-__all__ = ["scrubbed", "set_up_logging"]
+__all__ = ["one_line", "printable", "scrubbed", "set_up_logging"]
 
 # In a link as it is, in one that was percent-encoded once more, and in a printed dict or JSON.
 _SECRET = re.compile(
@@ -24,6 +24,23 @@ _CONTROLS = {
 def scrubbed(text: str) -> str:
     """Return the text with the values of secret parameters taken out."""
     return _SECRET.sub(r"\1\2…", text)
+
+
+def printable(text: str) -> str:
+    """Return the text on one line, with `?` for every control or invisible character.
+
+    What a server or a file name says must not move the cursor of the terminal it is shown on.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
+
+
+def one_line(text: str, limit: int) -> str:
+    """Return somebody else's words, safe to print, with `…` for what is beyond the limit."""
+    # Before anything else is done with it: it may be megabytes.
+    words = " ".join(printable(text[: 4 * limit]).split())
+    return words if len(words) <= limit else f"{words[:limit]}…"
 
 
 class _Scrubbing(logging.Formatter):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from downloader.errors import BadTaskResult, PlatformUnavailable, TaskFailed, TaskNotReady
-from downloader.logs import scrubbed
+from downloader.logs import one_line, scrubbed
 from downloader.progress import Reporter
 from downloader.retry import pause, pause_seconds
 from downloader.units import format_seconds
@@ -20,6 +20,7 @@ __all__ = ["PollOptions", "TaskResults", "wait_for_result"]
 # Celery's words; an unknown one counts as going on.
 GOING_ON = ("PENDING", "RECEIVED", "STARTED", "RETRY")
 FAILED = ("FAILURE", "REVOKED")
+MAX_STATUS = 40  # characters of a status
 MAX_REASON = 500  # characters of the platform's reason that are shown
 LAST_ASK_SECONDS = 2.0  # for the question that is asked at the deadline itself
 
@@ -93,8 +94,8 @@ class _Waiting:
                 status = _status(answer)
                 await record(status)
                 if status == "SUCCESS":
-                    return _plain(answer.get("result"))
-                self._judge(status, _plain(answer.get("result")))
+                    return answer.get("result")
+                self._judge(status, answer.get("result"))
             await self._pause(retry_after)
 
     async def _ask(self) -> Mapping[str, Any]:
@@ -162,24 +163,14 @@ def _status(answer: Mapping[str, Any]) -> str:
             "The platform's answer names no status of the task, where one such as PENDING or "
             "SUCCESS was expected; check that `endpoint` is the platform's address"
         )
-    return _one_line(status).upper()[:40]
-
-
-def _plain(result: object) -> object:
-    """Return an object of the answer as a dict, which others know by its kind."""
-    return dict(result) if isinstance(result, Mapping) else result
+    return one_line(status, MAX_STATUS).upper()
 
 
 def _told(reason: object) -> str:
     """Return the platform's reason, of whatever kind it is, as one line without secrets."""
     if reason in (None, "", [], {}):
         return "it gives no reason"
-    words = reason if isinstance(reason, str) else repr(reason)
+    plain = dict(reason) if isinstance(reason, Mapping) else reason
+    words = plain if isinstance(plain, str) else repr(plain)
     # Cut first, since it may be megabytes; a secret that the cut has shortened is scrubbed too.
-    text = _one_line(scrubbed(words[: 10 * MAX_REASON]))
-    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}…"
-
-
-def _one_line(text: str) -> str:
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    return " ".join(printable.split())
+    return one_line(scrubbed(words[: 10 * MAX_REASON]), MAX_REASON)

@@ -24,6 +24,7 @@ from downloader.transfer.part_file import disk_error
 
 __all__ = ["Manifest", "ManifestFile", "ResultDirectory", "read_manifest"]
 
+FORMAT = 1  # of the manifest; a higher one is a newer program's
 _INDEX_SUFFIXES = (".tbi", ".csi")
 
 
@@ -50,7 +51,7 @@ class Manifest:
     warnings: tuple[str, ...] = ()
     verified: str = "full"  # how far the VCF checks went
     program: str = field(default=f"bge-downloader {__version__}")
-    format: int = 1
+    format: int = FORMAT
 
     def dumps(self) -> str:
         """Return the manifest as JSON text."""
@@ -61,11 +62,17 @@ def read_manifest(directory: Path) -> Manifest | None:
     """Return the manifest of a published result; None if there is none.
 
     Raises:
-        VerificationFailed: there is one, but it cannot be read.
+        VerificationFailed: there is one, but it is damaged.
+        DestinationTaken: a newer program wrote it.
     """
     path = directory / MANIFEST_NAME
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+        if type(raw["format"]) is int and raw["format"] > FORMAT:
+            raise DestinationTaken(
+                f"{path} was written by a newer bge-downloader; use that one, or choose another "
+                "--dest"
+            )
         files = tuple(_checked(ManifestFile(**entry)) for entry in raw.pop("files"))
         return Manifest(files=files, warnings=tuple(raw.pop("warnings", ())), **raw)
     except (FileNotFoundError, NotADirectoryError):
@@ -132,10 +139,13 @@ class ResultDirectory:
         """Return the names of published files that are gone or have another size."""
         wrong = []
         for file in manifest.files:
+            path = self.final / file.name
             try:
-                size = (self.final / file.name).stat().st_size
-            except OSError:
+                size = path.stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
                 size = -1
+            except OSError as error:  # it may pass, as on a network disk: no reason to fetch again
+                raise disk_error(error, path, "looked at") from error
             if size != file.size:
                 wrong.append(file.name)
         return wrong

@@ -11,7 +11,7 @@ from downloader.errors import DownloaderError, InvalidArgument, VerificationFail
 from downloader.publish import Manifest, ManifestFile, read_manifest
 from downloader.reading import crc64_of_file
 from downloader.task_result import MANIFEST_NAME, PART_SUFFIX, PARTIAL_SUFFIX, RESERVED_NAMES
-from downloader.verify import Level, check_path, data_file_of
+from downloader.verify import Level, check_path, check_result, data_file_of, has_check
 
 __all__ = ["Finding", "Recheck", "recheck"]
 
@@ -84,7 +84,7 @@ class _Look:
         self._level: Level = level
         self._on_file = on_file
         self._listed = {file.name: file for file in manifest.files} if manifest else {}
-        self._checked: set[Path] = set()
+        self._checked: dict[Path, VerificationFailed | None] = {}
         self.warnings: list[str] = []
 
     async def at(self, name: str) -> Finding:
@@ -105,14 +105,30 @@ class _Look:
         return Finding(name=name, size=size, crc64ecma=crc)
 
     async def _check_content(self, path: Path) -> None:
-        """Check a VCF with its index once, whichever of the two comes first."""
+        """Check a VCF with its index once, whichever of the two comes first.
+
+        Where the other one is at fault, this one is checked for itself.
+        """
         data = data_file_of(path)
-        if data in self._checked or self._level == "off":
+        if data not in self._checked:
+            self._checked[data] = await self._check_together(path)
+        error = self._checked[data]
+        if error is None:
             return
-        self._checked.add(data)
-        self.warnings += await in_stoppable_thread(
-            lambda stopped: check_path(path, level=self._level, stopped=stopped)
+        if error.name in (None, path.name):
+            raise error
+        await in_stoppable_thread(
+            lambda stopped: check_result({path.name: path}, level=self._level, stopped=stopped)
         )
+
+    async def _check_together(self, path: Path) -> VerificationFailed | None:
+        try:
+            self.warnings += await in_stoppable_thread(
+                lambda stopped: check_path(path, level=self._level, stopped=stopped)
+            )
+        except VerificationFailed as error:
+            return error
+        return None
 
 
 async def _held_against(file: ManifestFile, path: Path, size: int) -> str:
@@ -139,14 +155,19 @@ def _is_unfinished(path: Path) -> bool:
 def _names(path: Path, directory: Path, manifest: Manifest | None) -> Sequence[str]:
     if not path.exists():
         raise InvalidArgument(f"{path} is not there; give a published result, a folder or a file")
+    listed = [file.name for file in manifest.files] if manifest else []
     if not path.is_dir():
+        if path.name not in listed and not (path.is_file() and has_check(path.name)):
+            raise InvalidArgument(
+                f"{path} is no VCF, no index and in no manifest; there is nothing to verify it by"
+            )
         return [path.name]
     if manifest is not None:
-        return [file.name for file in manifest.files]
+        return listed
     names = sorted(
         found.relative_to(directory).as_posix()
         for found in directory.rglob("*")
-        if found.is_file() and found.name.endswith((".vcf.gz", ".vcf.bgz", ".vcf", ".tbi", ".csi"))
+        if found.is_file() and has_check(found.name)
     )
     if not names:
         raise InvalidArgument(

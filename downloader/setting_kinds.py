@@ -45,6 +45,7 @@ __all__ = [
 # Ten years: beyond it a deadline would leave the calendar's range in some addition of dates.
 MAX_SECONDS = 3650 * 86400.0
 NOT_SET = "not set"
+STATE_SCHEMES = ("sqlite:", "sqlite+", "postgresql:", "postgresql+")
 
 _Number = TypeVar("_Number", int, float, int | None)
 _HOST = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?")
@@ -166,7 +167,7 @@ def path() -> Kind:
     def show(value: Path | None) -> str:
         return NOT_SET if value is None else str(value)
 
-    return Kind("path", "a path (and after ~ only a user who has a home)", parse, show)
+    return Kind("path", "a path in UTF-8 (and after ~ only a user who has a home)", parse, show)
 
 
 def state_location() -> Kind:
@@ -174,10 +175,12 @@ def state_location() -> Kind:
 
     def parse(value: object) -> str:
         if isinstance(value, str) and "://" in value:
+            if not value.strip().startswith(STATE_SCHEMES):
+                raise ValueError("the state can be kept in SQLite and PostgreSQL only")
             return value.strip()
         return str(_expanded(value))
 
-    expected = "a path or a postgresql+psycopg:// URL"
+    expected = "a path, or a sqlite:///, or a postgresql+psycopg:// URL"
     return Kind("path or URL", expected, parse, _shown_url, sensitive=True)
 
 
@@ -257,6 +260,7 @@ def _expanded(value: object) -> Path:
     plain = value if isinstance(value, Path) else Path(_text(value))
     if "\0" in str(plain):
         raise ValueError("no path holds a NUL")
+    str(plain).encode()  # what is no UTF-8, no state can hold: a UnicodeError is a ValueError
     try:
         return plain.expanduser()
     except RuntimeError as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from urllib.parse import unquote
@@ -102,10 +102,11 @@ def _links(result: object) -> list[str]:
 
 
 def _kind(value: object) -> str:
-    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
     if value is None:
         return "null"
-    return kinds.get(type(value), "a number")
+    if isinstance(value, Mapping):
+        return "an object"
+    return {list: "a list", str: "text", bool: "true or false"}.get(type(value), "a number")
 
 
 def _key(path: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from decimal import Decimal
 
 __all__ = [
+    "counted",
     "format_bytes",
     "format_rate",
     "format_seconds",
+    "listed",
     "parse_bytes",
     "parse_rate",
     "parse_seconds",
@@ -138,3 +141,14 @@ def plain_seconds(seconds: float) -> str:
         count, rest = divmod(rest, length)
         text += f"{count}{unit}" if count else ""
     return text
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 file` or `2 files`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def listed(names: Collection[str], *, shown: int = 3) -> str:
+    """Name the first few in their order and count the others: there may be thousands."""
+    others = len(names) - shown
+    return ", ".join(sorted(names)[:shown]) + (f" and {others} more" if others > 0 else "")

@@ -26,6 +26,7 @@ from state.records import (
 )
 
 if TYPE_CHECKING:
+    from state.engine import look_at
     from state.store import PlannedObject, StateStore
     from state.worker import AsyncStore
 
@@ -48,12 +49,14 @@ __all__ = [
     "current_owner",
     "describe_owner",
     "is_dead",
+    "look_at",
 ]
 
 _HOMES = {
     "AsyncStore": "state.worker",
     "PlannedObject": "state.store",
     "StateStore": "state.store",
+    "look_at": "state.engine",
 }
 
 

@@ -22,7 +22,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from state.errors import StateError, StateUnreadable
 from state.schema import bring_up_to_date, found_version
 
-__all__ = ["fault", "open_engine"]
+__all__ = ["fault", "look_at", "open_engine"]
 
 BUSY_SECONDS = 10
 # A whole check reads the whole file; past this size it would be felt at every start.
@@ -36,14 +36,46 @@ def open_engine(url_or_path: str | Path) -> tuple[Engine, str]:
 
     StateUnreadable or StateTooNew: it cannot be used, and whatever was there is untouched.
     """
-    if isinstance(url_or_path, str) and "://" in url_or_path:
-        url = _parsed(url_or_path)
-        if url.drivername.startswith("postgresql"):
-            return _open_postgresql(url)
-        path = _sqlite_path(url)
-    else:
-        path = Path(url_or_path)
-    return _open_sqlite(_absolute(path))
+    place = _place(url_or_path)
+    if isinstance(place, Path):
+        return _open_sqlite(place)
+    engine, location = _connected(place)
+    return _migrated(engine, location), location
+
+
+def look_at(url_or_path: str | Path) -> str:
+    """Return the name of a state that is there and can be used, without changing anything.
+
+    StateUnreadable or StateTooNew: it cannot be used. Whether an SQLite file is there at all, the
+    caller looks first.
+    """
+    place = _place(url_or_path)
+    if isinstance(place, Path):
+        try:
+            # Without a WAL nobody has it open, and SQLite needs not make one in order to read.
+            is_at_rest = not place.with_name(f"{place.name}-wal").exists()
+            _look_at(place, str(place), options="&immutable=1" if is_at_rest else "")
+            _check_writable(place)
+        except (OSError, ValueError) as error:
+            raise _cannot_open(str(place), error) from error
+        return str(place)
+    engine, location = _connected(place)
+    try:
+        with engine.connect() as connection:
+            found_version(connection, location)
+    except SQLAlchemyError as error:
+        raise fault(error, location) from error
+    finally:
+        engine.dispose()
+    return location
+
+
+def _place(url_or_path: str | Path) -> Path | URL:
+    """Return the path of an SQLite file, or the URL of a server."""
+    if not (isinstance(url_or_path, str) and "://" in url_or_path):
+        return _absolute(Path(url_or_path))
+    url = _parsed(url_or_path)
+    return url if url.drivername.startswith("postgresql") else _absolute(_sqlite_path(url))
 
 
 def _absolute(path: Path) -> Path:
@@ -79,8 +111,8 @@ def _sqlite_path(url: URL) -> Path:
     return Path(url.database)
 
 
-def _open_postgresql(url: URL) -> tuple[Engine, str]:
-    """Open a server's database; the name shown leaves out user, password and options."""
+def _connected(url: URL) -> tuple[Engine, str]:
+    """Return an engine for a server, and its name without user, password and options."""
     location = f"postgresql://{url.host or 'localhost'}/{url.database or ''}"
     defaults = {"connect_timeout": str(BUSY_SECONDS), "options": f"-c lock_timeout={BUSY_SECONDS}s"}
     url = url.set(drivername="postgresql+psycopg").update_query_dict(
@@ -93,7 +125,7 @@ def _open_postgresql(url: URL) -> tuple[Engine, str]:
             f"The state {location} needs psycopg, which is not installed; "
             "install `bge-downloader[postgresql]`"
         ) from error
-    return _migrated(engine, location), location
+    return engine, location
 
 
 def _open_sqlite(path: Path) -> tuple[Engine, str]:
@@ -133,7 +165,7 @@ def _make_private_file(path: Path) -> None:
     os.close(descriptor)
 
 
-def _look_at(path: Path, location: str) -> None:
+def _look_at(path: Path, location: str, *, options: str = "") -> None:
     """Make sure that an existing file is a whole state of ours, without writing to it.
 
     Only SQLite itself may open the file: closing a descriptor of our own would drop the locks
@@ -141,7 +173,7 @@ def _look_at(path: Path, location: str) -> None:
     """
     if path.stat().st_size < SMALLEST_DATABASE:
         raise _no_database(location)
-    address = f"file:{quote(os.fsencode(path))}?mode=ro"
+    address = f"file:{quote(os.fsencode(path))}?mode=ro{options}"
     engine = create_engine(
         "sqlite://",
         creator=lambda: sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS),
@@ -166,10 +198,7 @@ def _quick_check(connection: Connection, location: str) -> None:
 
 def _tighten(path: Path) -> None:
     """Take the file and its companions from everyone but its owner; refuse what is not ours."""
-    # SQLite opens what it may not write read-only, and would fail at the first write.
-    for place in (path, path.parent):
-        if not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
-            raise PermissionError(errno.EACCES, f"{place} cannot be written")
+    _check_writable(path)
     for suffix in SQLITE_SUFFIXES:
         companion = path.with_name(path.name + suffix)
         try:
@@ -177,6 +206,13 @@ def _tighten(path: Path) -> None:
                 companion.chmod(0o600)
         except FileNotFoundError:
             continue  # it comes and goes with the connections of others
+
+
+def _check_writable(path: Path) -> None:
+    # SQLite opens what it may not write read-only, and would fail at the first write.
+    for place in (path, path.parent):
+        if not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(errno.EACCES, f"{place} cannot be written")
 
 
 def _prepare_connection(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:

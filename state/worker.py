@@ -78,7 +78,14 @@ class AsyncStore:
 
 async def _outcome(work: Future[T]) -> T:
     # Without the shield, a cancelled caller would take its queued call with it.
-    return await asyncio.shield(asyncio.wrap_future(work))
+    outcome = asyncio.wrap_future(work)
+    outcome.add_done_callback(_seen)  # asyncio complains of an error that nobody has looked at
+    return await asyncio.shield(outcome)
+
+
+def _seen(outcome: asyncio.Future[T]) -> None:
+    if not outcome.cancelled():
+        outcome.exception()
 
 
 def _one_thread() -> ThreadPoolExecutor:

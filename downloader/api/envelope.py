@@ -10,6 +10,7 @@ from urllib.parse import urljoin
 
 from downloader.api.model import Model
 from downloader.errors import BusinessError, PlatformError, PlatformUnavailable, redacted
+from downloader.logs import one_line
 from downloader.retry import retry_after_seconds
 
 __all__ = ["Reply", "parse_reply", "speaks_of_expired_timestamp"]
@@ -102,9 +103,7 @@ def _permanent(reply: Reply) -> PlatformError:
 def _msg(document: Model) -> str:
     """Return the platform's words as one line that is safe to print."""
     words = document.get("msg")
-    text = "" if words is None else str(words)
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    return " ".join(printable.split())[:MAX_MSG_LENGTH]
+    return "" if words is None else one_line(str(words), MAX_MSG_LENGTH)
 
 
 def _data(document: Model) -> Model:

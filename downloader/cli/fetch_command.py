@@ -139,8 +139,7 @@ async def _fetch_all(
                 exit_codes = await _side_by_side(jobs)
             except asyncio.CancelledError:
                 screen.close()
-                if not quiet:
-                    complain(await _how_far(app, task_ids))
+                await teller.interrupted(app, task_ids)
                 raise
     teller.has_told()
     return next((code for code in exit_codes if code), 0)
@@ -174,9 +173,11 @@ class _Teller:
         self._json = json
         self._quiet = quiet
         self._several = several
+        self._ended: set[str] = set()
         self._unwritten: OSError | None = None
 
     def published(self, report: FetchReport) -> None:
+        self._ended.add(report.task_id)
         if not self._quiet:
             self._screen.say(_summary(report))
         if self._json:
@@ -187,6 +188,7 @@ class _Teller:
             self._print(str(report.path))
 
     def failed(self, task_id: str, error: DownloaderError | StateError) -> None:
+        self._ended.add(task_id)
         if self._json:
             facts = {
                 "event": "failed",
@@ -199,6 +201,26 @@ class _Teller:
         prefix = f"{task_id}: " if self._several else ""
         with self._screen.aside():
             complain(f"{prefix}{error}")
+
+    async def interrupted(self, app: App, task_ids: Sequence[str]) -> None:
+        """Say what is safely on disk, and what to type to go on."""
+        from downloader.units import format_bytes
+
+        safe = size = 0
+        for task_id in task_ids:
+            one_safe, one_size = await _safe_and_size(app, task_id)
+            safe, size = safe + one_safe, size + one_size
+            if self._json and task_id not in self._ended:
+                facts = {"task_id": task_id, "safe_bytes": one_safe, "size": one_size}
+                self._print(json_text.dumps({"event": "interrupted", **facts}))
+        if self._quiet:
+            return
+        again = shlex.join([PROGRAM, *sys.argv[1:]])
+        if not size:
+            complain(f"Interrupted before any byte was received. To go on: {again}")
+            return
+        share = f"{format_bytes(safe)} of {format_bytes(size)} ({safe / size:.0%})"
+        complain(f"Interrupted; {share} are safe on disk. To go on: {again}")
 
     def has_told(self) -> None:
         """Raise what kept results from being told on stdout, if anything did."""
@@ -217,10 +239,9 @@ class _Teller:
 
 
 def _summary(report: FetchReport) -> str:
-    from downloader.units import format_bytes, format_rate, format_seconds
+    from downloader.units import counted, format_bytes, format_rate, format_seconds
 
-    files = "1 file" if len(report.files) == 1 else f"{len(report.files)} files"
-    what = f"{files}, {format_bytes(report.size)}"
+    what = f"{counted(len(report.files), 'file')}, {format_bytes(report.size)}"
     if report.already_published:
         return f"Already published: {what}; no byte was moved."
     received, seconds = report.received_bytes, report.transfer_seconds
@@ -242,19 +263,13 @@ def _proof(report: FetchReport) -> str:
     return "every CRC-64 is the store's"
 
 
-async def _how_far(app: App, task_ids: Sequence[str]) -> str:
-    """Say what an interrupted run has safely on disk, and what to type to go on."""
-    from downloader.units import format_bytes
+async def _safe_and_size(app: App, task_id: str) -> tuple[int, int]:
+    """Return how many bytes of the task are safely on disk, and how many it has as far as known."""
     from state import StateStore
 
     safe = size = 0
-    for task_id in task_ids:
-        for task in await app.store.call(StateStore.find_tasks, task_id, str(app.dest.absolute())):
-            files = await app.store.call(StateStore.progress, task.id)
-            safe += sum(file.safe_bytes for file in files)
-            size += sum(file.size or 0 for file in files)
-    again = shlex.join([PROGRAM, *sys.argv[1:]])
-    if not size:
-        return f"Interrupted before any byte was received. To go on: {again}"
-    share = f"{format_bytes(safe)} of {format_bytes(size)} ({safe / size:.0%})"
-    return f"Interrupted; {share} are safe on disk. To go on: {again}"
+    for task in await app.store.call(StateStore.find_tasks, task_id, str(app.dest.absolute())):
+        files = await app.store.call(StateStore.progress, task.id)
+        safe += sum(file.safe_bytes for file in files)
+        size += sum(file.size or 0 for file in files)
+    return safe, size

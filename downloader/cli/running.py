@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TextIO, TypeVar
 import typer
 
 from downloader.errors import DownloaderError, Interrupted
+from downloader.logs import printable, scrubbed
 from state.errors import StateError
 
 __all__ = ["PROGRAM", "complain", "hold_standard_streams", "run", "told"]
@@ -88,7 +89,8 @@ def told() -> Iterator[None]:
 def complain(message: str) -> None:
     """Say one sentence for people on stderr; nobody there to hear it is no error."""
     try:
-        print(f"{PROGRAM}: {message}", file=sys.stderr, flush=True)  # noqa: T201 - the front door
+        safe = printable(scrubbed(message))
+        print(f"{PROGRAM}: {safe}", file=sys.stderr, flush=True)  # noqa: T201 - the front door
     except OSError:
         _silence(sys.stderr)
 

@@ -12,7 +12,7 @@ import typer
 from downloader.cli import options
 from downloader.cli.running import told
 from downloader.errors import DownloaderError
-from downloader.screens.text import printable
+from downloader.logs import printable
 
 if TYPE_CHECKING:
     from state import Event, FileProgress, StateStore, Task

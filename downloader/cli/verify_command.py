@@ -13,7 +13,7 @@ import typer
 from downloader.cli import options
 from downloader.cli.running import complain, run, told
 from downloader.errors import InvalidArgument, VerificationFailed
-from downloader.screens.text import printable
+from downloader.logs import printable
 
 if TYPE_CHECKING:
     from downloader.config import Settings

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TextIO
 
+from downloader.logs import printable
 from downloader.progress import Reporter
 from downloader.screens.block import Block
 from downloader.screens.screen import Beat, Screen
 from downloader.screens.tally import Progress, Tally, Totals, joint_rate, summed
 from downloader.screens.text import (
     cells,
-    printable,
     safe_lines,
     short_id,
     shortened,

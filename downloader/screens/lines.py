@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
+from downloader.logs import printable
 from downloader.progress import PlannedFile, Reporter
 from downloader.screens.screen import Beat, Screen
 from downloader.screens.tally import Tally, Totals, joint_rate, summed
-from downloader.screens.text import printable, safe_lines, short_id, time_left, waiting_phrase
+from downloader.screens.text import safe_lines, short_id, time_left, waiting_phrase
 from downloader.units import format_bytes, format_rate
 
 __all__ = ["Lines"]

@@ -9,13 +9,12 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 
-from downloader.logs import scrubbed
+from downloader.logs import printable, scrubbed
 from downloader.units import format_seconds
 
 __all__ = [
     "cells",
     "fitted",
-    "printable",
     "safe_lines",
     "short_id",
     "shortened",
@@ -27,13 +26,6 @@ ELLIPSIS = "…"
 SHORT_ID_CELLS = 9
 DAY, HOUR, MINUTE = 86400, 3600, 60
 EMOJI_SELECTOR = "\ufe0f"  # may make the character before it a cell wider
-
-
-def printable(text: str) -> str:
-    """Return the text on one line, with `?` for every control or invisible character."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
 
 
 def safe_lines(text: str) -> list[str]:

@@ -23,6 +23,7 @@ from downloader.errors import (
     redacted,
 )
 from downloader.hosts import HostRules
+from downloader.logs import printable
 from downloader.retry import retry_after_seconds
 from downloader.transfer.plan import is_strong_etag
 
@@ -310,8 +311,4 @@ async def _oss_error(response: aiohttp.ClientResponse) -> tuple[str, str, str]:
     ]
     code, message, request_id = (match[1].strip() if match else "" for match in found)
     request_id = request_id or response.headers.get("x-oss-request-id", "")[:64]
-    return _printable(code), _printable(message), _printable(request_id)
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)
+    return printable(code), printable(message), printable(request_id)

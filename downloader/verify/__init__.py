@@ -17,7 +17,15 @@ from downloader.verify import bgzf, pair, vcf
 from downloader.verify.bgzf import damaged_blocks
 from downloader.verify.flaw import Flaw, Stop, Stopped, never
 
-__all__ = ["Level", "Stopped", "check_path", "check_result", "damaged_blocks", "data_file_of"]
+__all__ = [
+    "Level",
+    "Stopped",
+    "check_path",
+    "check_result",
+    "damaged_blocks",
+    "data_file_of",
+    "has_check",
+]
 
 Level = Literal["full", "quick", "off"]
 INDEX_SUFFIXES = (".tbi", ".csi")
@@ -54,9 +62,15 @@ def check_result(
     for name in sorted(files):
         if _is_index(name) and _is_vcf(_data_name(name)) and _data_name(name) in files:
             continue  # checked together with its VCF
-        check.on_file(name)
+        if has_check(name):
+            check.on_file(name)
         warnings += check.one_vcf(name) if _is_vcf(name) else check.other(name)
     return warnings
+
+
+def has_check(name: str) -> bool:
+    """Tell whether a file of that name is a VCF or an index, which can be checked by itself."""
+    return name.lower().endswith((*INDEX_SUFFIXES, *VCF_SUFFIXES, ".vcf"))
 
 
 def data_file_of(path: Path) -> Path:
@@ -171,6 +185,6 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except Flaw as flaw:
-        raise VerificationFailed(f"{name} {flaw}.") from flaw
+        raise VerificationFailed(f"{name} {flaw}.", name=name) from flaw
     except OSError as error:
         raise DiskError(f"{name} cannot be read: {error.strerror or error}.") from error

@@ -8,10 +8,12 @@ import threading
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pysam
 
+from downloader.units import listed
 from downloader.verify.bgzf import iter_data
 from downloader.verify.flaw import Flaw, Stop, Stopped, never
 
@@ -216,22 +218,17 @@ def _untidy(
     before: dict[str, set[str]], after: dict[str, set[str]], declared: set[str], records: Records
 ) -> list[str]:
     """Say what htslib had to add to the header while reading, and what it would grumble about."""
+    named = partial(listed, shown=SHOWN_NAMES)
     missing = {kind: after[kind] - before[kind] for kind in after}
     missing["contig"] = set(records.contigs) - declared
     invalid = {tag for kind in ("INFO", "FORMAT") for tag in before[kind] if not TAG.match(tag)}
     warnings = [
-        f"its header does not declare {kind} {_listed(names)}, which its records use"
+        f"its header does not declare {kind} {named(names)}, which its records use"
         for kind, names in missing.items()
         if names
     ]
     if invalid:
-        warnings.append(f"its header declares {_listed(invalid)}, which is no valid VCF tag name")
+        warnings.append(f"its header declares {named(invalid)}, which is no valid VCF tag name")
     if records.disorder:
         warnings.append(f"it is not sorted, so it cannot be indexed: {records.disorder}")
     return warnings
-
-
-def _listed(names: set[str]) -> str:
-    shown = sorted(names)[:SHOWN_NAMES]
-    more = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -86,6 +86,9 @@ async def test_a_signal_in_a_transfer_keeps_what_it_says(program, sandbox):
     ended = await stopped(running, signal.SIGTERM)
     assert ended.exit_code == 143
     assert not (program.dest / "task").exists()
+    last = ended.events[-1]
+    assert (last["event"], last["task_id"], last["size"]) == ("interrupted", "task", len(BIG))
+    assert last["safe_bytes"] >= HELD
     sandbox.store.forget_requests()
     again = await typed(program, ended)
     assert again.exit_code == 0

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+from pathlib import Path
 
 import pytest
 from fastcrc import crc64
@@ -171,3 +172,29 @@ async def test_a_pair_is_checked_once_though_it_is_two_files(tmp_path):
     assert len(found.findings) == 2
     assert len(found.warnings) == 1
     assert "older than" in found.warnings[0]
+
+
+async def test_a_damaged_vcf_does_not_blame_its_index(result):
+    (result / "a.vcf.gz").write_bytes(samples.flipped_byte(VCF, len(VCF) // 2))
+    found = await recheck(result, level="full")
+    assert [finding.name for finding in found.findings if finding.problem] == ["a.vcf.gz"]
+
+
+async def test_an_index_of_another_vcf_is_the_one_at_fault(tmp_path):
+    (tmp_path / "a.vcf.gz").write_bytes(VCF)
+    (tmp_path / "a.vcf.gz.tbi").write_bytes(samples.wrong_index())
+    found = await recheck(tmp_path, level="full")
+    assert [finding.name for finding in found.findings if finding.problem] == ["a.vcf.gz.tbi"]
+
+
+@pytest.mark.parametrize("name", ["data.bin", "notes.txt.gz"])
+async def test_a_file_that_nothing_can_prove_is_refused(tmp_path, name):
+    """To say OK of it would be no truth."""
+    (tmp_path / name).write_bytes(b"anything")
+    with pytest.raises(InvalidArgument, match="nothing to verify it by"):
+        await recheck(tmp_path / name, level="full")
+
+
+async def test_a_device_is_refused():
+    with pytest.raises(InvalidArgument, match="nothing to verify it by"):
+        await recheck(Path("/dev/null"), level="full")

@@ -215,6 +215,16 @@ class TestValues:
         """Systemd and TOML hand it over as it is; no shell was there to expand it."""
         assert str(getattr(load_settings({name: "~/x"}), name)) == f"{places.home}/x"
 
+    @pytest.mark.parametrize("url", ["mysql://host/db", "https://host/db", "://"])
+    def test_a_state_that_no_database_of_ours_can_keep_is_a_wrong_setting(self, url):
+        with pytest.raises(InvalidSettings, match="a path, or a sqlite"):
+            load_settings({"state": url})
+
+    def test_a_path_that_is_no_utf8_is_a_wrong_setting(self):
+        """No state can hold it, so a task there could not be remembered."""
+        with pytest.raises(InvalidSettings, match=r"--dest is .* a path in UTF-8"):
+            load_settings({"dest": os.fsdecode(b"/data/\xff")})
+
     def test_listed_hosts_are_matched_as_they_were_written(self):
         settings = load_settings({"allowed_hosts": "[::1],*.Example.org"})
         HostRules.of(settings.allowed_hosts).check("http://[::1]:8080/a")

@@ -5,6 +5,7 @@ import json
 import os
 import stat
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -483,7 +484,30 @@ def test_a_result_that_cannot_be_set_aside_is_told_in_a_sentence(place):
         place.set_aside()
 
 
+def test_a_fault_of_the_disk_does_not_make_a_result_damaged(place, monkeypatch):
+    """A network disk that is away for a moment is no reason to fetch everything again."""
+    arrive(place)
+    place.publish(MANIFEST)
+
+    def refuse(path, **_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", refuse)
+        with pytest.raises(DiskError, match=r"a\.vcf\.gz.* could not be looked at"):
+            place.missing_or_short(MANIFEST)
+    assert place.missing_or_short(MANIFEST) == []
+
+
 # The manifest
+
+
+def test_a_newer_programs_manifest_is_no_damage(place):
+    """It would be set aside and fetched again, by the older of two programs in turn."""
+    arrive(place)
+    place.publish(replace(MANIFEST, format=MANIFEST.format + 1))
+    with pytest.raises(DestinationTaken, match="written by a newer bge-downloader"):
+        place.published()
 
 
 def test_a_manifest_comes_back_as_it_was_written(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from downloader.logs import printable
 from downloader.progress import PlannedFile, Reporter
 from downloader.screens import Bars, JsonLines, Lines, Quiet, Screen, choose_screen
 from downloader.screens.screen import Beat
@@ -17,7 +18,6 @@ from downloader.screens.tally import Pace, Tally
 from downloader.screens.text import (
     cells,
     fitted,
-    printable,
     safe_lines,
     short_id,
     shortened,

@@ -1,6 +1,8 @@
 """The store for asyncio: in order, never on the loop's thread, and nothing asked for is lost."""
 
 import asyncio
+import contextlib
+import gc
 import threading
 from datetime import UTC, datetime
 
@@ -200,3 +202,21 @@ async def test_the_clock_is_handed_to_the_store(path):
     async with await AsyncStore.open(path, clock=lambda: moment) as store:
         task = await store.call(StateStore.ensure_task, "t", "/data")
     assert task.created_at == moment
+
+
+async def test_an_error_that_nobody_waits_for_any_more_is_no_complaint(store, caplog):
+    """Asyncio would log a traceback about it when the future is collected."""
+    gate = Gate()
+    waiting = await gate.close(store)
+    failing = asyncio.create_task(store.call(StateStore.get_task, 12345))
+    await let_others_run()
+    failing.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await failing
+    gate.may_go.set()
+    await waiting
+    await store.call(StateStore.find_tasks)  # behind the failing call
+    await let_others_run()
+    del failing
+    gc.collect()
+    assert caplog.records == []

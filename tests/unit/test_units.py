@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from downloader.units import (
     MAX_BYTES,
+    counted,
     format_bytes,
     format_rate,
     format_seconds,
+    listed,
     parse_bytes,
     parse_rate,
     parse_seconds,
@@ -201,3 +203,15 @@ def test_a_size_as_in_a_setting_is_short_and_exact(count, expected):
 )
 def test_a_duration_as_in_a_setting_is_short_and_exact(seconds, expected):
     assert plain_seconds(seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 files"), (1, "1 file"), (2, "2 files"), (20_000, "20,000 files")]
+)
+def test_numbers_go_with_their_nouns(number, text):
+    assert counted(number, "file") == text
+
+
+def test_many_names_are_counted():
+    assert listed({"c", "a", "b"}) == "a, b, c"
+    assert listed(["d", "c", "a", "b"]) == "a, b, c and 1 more"

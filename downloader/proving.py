@@ -1,0 +1,226 @@
+"""Transfers the files of one task and proves them, again where the disk cannot be trusted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import aiohttp
+
+from downloader.concurrency import in_stoppable_thread, in_thread, run_together
+from downloader.errors import TransferError, VerificationFailed
+from downloader.fetch_records import FetchOptions
+from downloader.history import History
+from downloader.progress import Reporter
+from downloader.publish import ResultDirectory
+from downloader.reading import crc64_of_file
+from downloader.renewal import LinkRenewal
+from downloader.task_result import PlannedObject
+from downloader.transfer import Link, Transferred, transfer_file
+from downloader.units import listed
+from downloader.verify import check_result
+from state import AsyncStore, Checkpoint, File, Phase, StateStore
+
+__all__ = ["Proved", "Proving"]
+
+MAX_PROOFS = 2  # tries to verify, where fetching something again may mend it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proved:
+    """Every file is on disk, is the store's, and has passed its checks."""
+
+    transferred: Mapping[str, Transferred]  # by the files' names
+    warnings: Sequence[str]
+    received_bytes: int
+    resumed_bytes: int  # on disk from earlier runs
+    transfer_seconds: float
+
+
+class Proving:
+    """Brings the objects of one task into its partial directory, once for `prove`."""
+
+    def __init__(
+        self,
+        place: ResultDirectory,
+        objects: Sequence[PlannedObject],
+        files: Sequence[File],
+        *,
+        renewal: LinkRenewal,
+        store: AsyncStore,
+        session: aiohttp.ClientSession,
+        history: History,
+        options: FetchOptions,
+        reporter: Reporter,
+    ) -> None:
+        self._place = place
+        self._objects = objects
+        self._files = files
+        self._renewal = renewal
+        self._store = store
+        self._session = session
+        self._history = history
+        self._options = options
+        self._reporter = reporter
+        self._received_bytes = 0
+        self._resumed_bytes = 0
+        self._transfer_seconds = 0.0
+
+    async def prove(self) -> Proved:
+        """Transfer and check, once more where what is on disk cannot be trusted.
+
+        Raises:
+            VerificationFailed: the files are not usable; where they are not the store's either,
+                the next run begins anew with them.
+            TransferError, DiskError: as their names say; what was received is kept.
+        """
+        for proof in range(1, MAX_PROOFS + 1):
+            transferred = await self._transferred(is_first=proof == 1)
+            try:
+                return self._proved(transferred, await self._checked())
+            except VerificationFailed as error:
+                doubtful = await self._doubtful(transferred)
+                await self._forget(doubtful)
+                if not doubtful:
+                    raise VerificationFailed(
+                        f"{error} Its bytes on disk are those of the store, so it is wrong there: "
+                        "tell the platform's support, naming the task id. Nothing was published; "
+                        f"the files are kept in {self._place.partial}"
+                    ) from error
+                if proof == MAX_PROOFS:
+                    raise VerificationFailed(
+                        f"{error} It came {MAX_PROOFS} times, and nothing was published; the same "
+                        f"command begins anew with {listed(doubtful)}"
+                    ) from error
+                self._reporter.note(f"{error} Fetching again: {listed(doubtful)}")
+        raise AssertionError("the loop returns or raises")  # pragma: no cover
+
+    def _proved(self, transferred: Mapping[str, Transferred], warnings: Sequence[str]) -> Proved:
+        return Proved(
+            transferred=transferred,
+            warnings=warnings,
+            received_bytes=self._received_bytes,
+            resumed_bytes=self._resumed_bytes,
+            transfer_seconds=self._transfer_seconds,
+        )
+
+    # Transfer.
+
+    async def _transferred(self, *, is_first: bool) -> dict[str, Transferred]:
+        """Transfer every file, and add up what came; a second try resumes bytes of this run."""
+        await self._history.enter(Phase.TRANSFERRING)
+        began = time.monotonic()
+        transferred = await self._side_by_side()
+        self._transfer_seconds += time.monotonic() - began
+        self._received_bytes += sum(one.received_bytes for one in transferred.values())
+        if is_first:
+            self._resumed_bytes = sum(one.resumed_bytes for one in transferred.values())
+        await self._history.tell(
+            "transferred", "Every file is on disk", received_bytes=self._received_bytes
+        )
+        return transferred
+
+    async def _side_by_side(self) -> dict[str, Transferred]:
+        done: dict[str, Transferred] = {}
+        waiting = deque(zip(self._objects, self._files, strict=True))
+
+        async def work() -> None:
+            while waiting:
+                one, file = waiting.popleft()
+                async with self._options.file_slots:
+                    done[one.name] = await self._transfer(one, file)
+                self._reporter.file_done(one.name)
+
+        workers = min(self._options.parallel_files, len(self._objects))
+        await run_together(work() for _ in range(workers))
+        return done
+
+    async def _transfer(self, one: PlannedObject, file: File) -> Transferred:
+        part_path = await in_thread(self._place.part_path, one.name)
+        with _named(one.name):
+            return await transfer_file(
+                one.name,
+                part_path=part_path,
+                link=Link(one.url, lambda refused: self._renewal.renew(one, refused)),
+                session=self._session,
+                checkpoints=_Checkpoints(self._store, file.id),
+                reporter=self._reporter,
+                options=self._options.transfer,
+            )
+
+    # Verify.
+
+    async def _checked(self) -> list[str]:
+        """Run the VCF checks in a thread; the reporter hears of them on the event loop."""
+        await self._history.enter(Phase.VERIFYING)
+        paths = {
+            one.name: await in_thread(self._place.part_path, one.name) for one in self._objects
+        }
+        loop, level = asyncio.get_running_loop(), self._options.verify
+        warnings = await in_stoppable_thread(
+            lambda stopped: check_result(
+                paths,
+                level=level,
+                on_file=lambda name: _call_soon(loop, self._reporter.verifying, name),
+                stopped=stopped,
+            )
+        )
+        for warning in warnings:
+            self._reporter.note(f"Warning: {warning}")
+        passed = "Every check has passed" if level != "off" else "No check was wanted"
+        await self._history.tell("verified", passed, warnings=warnings, level=level)
+        return warnings
+
+    async def _doubtful(self, transferred: Mapping[str, Transferred]) -> set[str]:
+        """Name the files that may be other than the store's: by no checksum, or by the disk's."""
+        doubtful = set()
+        for name, one in transferred.items():
+            on_disk = await crc64_of_file(await in_thread(self._place.part_path, name))
+            if not one.crc64_confirmed or on_disk != one.crc64:
+                doubtful.add(name)
+        return doubtful
+
+    async def _forget(self, names: set[str]) -> None:
+        for file in self._files:
+            if file.name in names:
+                await self._store.call(StateStore.clear_checkpoint, file.id)
+
+
+class _Checkpoints:
+    """A file's checkpoint, kept in the state."""
+
+    def __init__(self, store: AsyncStore, file_id: int) -> None:
+        self._store = store
+        self._file_id = file_id
+
+    async def load(self) -> Checkpoint | None:
+        return await self._store.call(StateStore.load_checkpoint, self._file_id)
+
+    async def save(self, checkpoint: Checkpoint) -> None:
+        await self._store.call(StateStore.save_checkpoint, self._file_id, checkpoint)
+
+    async def clear(self) -> None:
+        await self._store.call(StateStore.clear_checkpoint, self._file_id)
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Put the file's name before an error of its transfer, if it is not in the sentence yet."""
+    try:
+        yield
+    except TransferError as error:
+        if name in str(error):
+            raise
+        raise type(error)(f"{name}: {error}") from error
+
+
+def _call_soon(
+    loop: asyncio.AbstractEventLoop, function: Callable[[str], None], argument: str
+) -> None:
+    """Call on the event loop from another thread; a loop that has ended hears nothing."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, argument)
