@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,15 @@ from downloader._version import __version__
 from downloader.api import AsyncPrivateAPI
 from downloader.config import Settings
 from downloader.fetch import FetchOptions, FetchReport, fetch_task
-from downloader.hosts import HostRules, is_loopback
+from downloader.hosts import HostRules
 from downloader.polling import PollOptions
 from downloader.progress import Reporter
-from downloader.transfer import RateLimit, TransferOptions
+from downloader.transfer import RateLimit, StraightRoad, TransferOptions
 from state import AsyncStore
 
 __all__ = ["App", "open_api", "open_app"]
+
+USER_AGENT = f"bge-downloader/{__version__}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +59,11 @@ async def open_app(settings: Settings, *, wait: bool = True) -> AsyncIterator[Ap
     """
     async with contextlib.AsyncExitStack() as stack:
         api = await stack.enter_async_context(open_api(settings))
-        options = fetch_options(settings, wait=wait)
         store = await stack.enter_async_context(await AsyncStore.open(settings.state))
-        session = await stack.enter_async_context(store_session(settings))
+        tls = ssl.create_default_context()  # of SSL_CERT_FILE, where that is set
+        session = await stack.enter_async_context(store_session(settings, tls=tls))
+        road = stack.enter_context(contextlib.closing(straight_road(settings, tls=tls)))
+        options = fetch_options(settings, wait=wait, road=road)
         yield App(
             dest=settings.dest.expanduser(),
             api=api,
@@ -81,10 +86,10 @@ def open_api(settings: Settings) -> AsyncPrivateAPI:
     )
 
 
-def store_session(settings: Settings) -> aiohttp.ClientSession:
+def store_session(settings: Settings, *, tls: ssl.SSLContext) -> aiohttp.ClientSession:
     """Return the HTTP session for object stores: nothing decoded, no limit but on silence."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=settings.parallel_files * settings.segments),
+        connector=aiohttp.TCPConnector(limit=settings.parallel_files * settings.segments, ssl=tls),
         # A body of days is fine as long as it keeps coming.
         timeout=aiohttp.ClientTimeout(
             total=None,
@@ -94,13 +99,23 @@ def store_session(settings: Settings) -> aiohttp.ClientSession:
         ),
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"User-Agent": f"bge-downloader/{__version__}"},
-        # Proxies come from the environment, but none stands before this very machine.
-        trust_env=not all(is_loopback(host) for host in settings.allowed_hosts),
+        headers={"User-Agent": USER_AGENT},
     )
 
 
-def fetch_options(settings: Settings, *, wait: bool) -> FetchOptions:
+def straight_road(settings: Settings, *, tls: ssl.SSLContext) -> StraightRoad:
+    """Return the way that long ranges go, with the session's limits and the session's trust."""
+    return StraightRoad(
+        context=tls,
+        connect_timeout=settings.connect_timeout,
+        stall_timeout=settings.stall_timeout,
+        user_agent=USER_AGENT,
+    )
+
+
+def fetch_options(
+    settings: Settings, *, wait: bool, road: StraightRoad | None = None
+) -> FetchOptions:
     """Translate the settings into what fetches are told."""
     return FetchOptions(
         poll=PollOptions(
@@ -116,6 +131,7 @@ def fetch_options(settings: Settings, *, wait: bool) -> FetchOptions:
             min_free_space=settings.min_free_space,
             rules=HostRules.of(settings.allowed_hosts),
             rate_limit=RateLimit(settings.limit_rate),
+            straight_road=road,
         ),
         file_slots=asyncio.Semaphore(settings.parallel_files),
         parallel_files=settings.parallel_files,

@@ -26,7 +26,7 @@ from downloader.errors import (
     PlatformUnavailable,
     redacted,
 )
-from downloader.units import format_bytes, format_seconds
+from downloader.units import counted, format_bytes, format_seconds
 from state import StateError, look_at
 
 __all__ = ["Diagnosis", "examine"]
@@ -175,9 +175,11 @@ def _state(settings: Settings) -> Diagnosis:
             mend="name another place with the setting `state`",
         )
     try:
-        return Diagnosis(what="state", verdict="ok", found=look_at(settings.state))
+        location, tasks = look_at(settings.state)
     except StateError as error:
         return Diagnosis(what="state", verdict="failed", found=str(error))
+    known = "" if tasks is None else f", {counted(tasks, 'task')} known"
+    return Diagnosis(what="state", verdict="ok", found=f"{location}{known}")
 
 
 def _descriptors(settings: Settings) -> Diagnosis:

@@ -194,7 +194,14 @@ class VerificationFailed(DownloaderError):
 
 
 class DiskError(DownloaderError):
-    """The local disk refused to read or write; never retried on its own."""
+    """The local disk refused to read or write; never retried on its own.
+
+    `name` is that of the file of a result that it refused, where it is known.
+    """
+
+    def __init__(self, message: str, *, name: str | None = None) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class DiskFull(DiskError):

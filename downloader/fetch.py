@@ -207,7 +207,13 @@ class _Fetch:
             warnings=tuple(proved.warnings),
             verified=self._options.verify,
         )
-        await in_thread(self._place.publish, manifest, checksums=self._options.checksums)
+        identities = {name: one.identity for name, one in proved.transferred.items()}
+        await in_thread(
+            self._place.publish,
+            manifest,
+            checksums=self._options.checksums,
+            identities=identities,
+        )
         await self._record_published(manifest, history)
         return manifest
 

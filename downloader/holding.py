@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import UTC, datetime
 
 from downloader.errors import DestinationTaken, TaskNotReady
 from downloader.progress import PlannedFile, Reporter
 from downloader.retry import pause
-from state import AsyncStore, Phase, StateError, StateStore, Task, describe_owner, is_dead
+from state import AsyncStore, Phase, StateError, StateStore, Task, describe_owner, is_held
 
 __all__ = ["claim_or_follow", "keep_lease"]
 
@@ -79,10 +78,10 @@ class _Following:
     async def to_the_end(self) -> Task | None:
         """Return the task once it was published or has failed; None if it was left undone."""
         first = now = await self._store.call(StateStore.get_task, self._task.id)
-        if _is_held(first):
+        if is_held(first):
             holder = describe_owner(first.acquired_by or "")
             self._reporter.note(f"{holder} is fetching this task already; following it")
-        while _is_held(now) and now.acquired_by == first.acquired_by:
+        while is_held(now) and now.acquired_by == first.acquired_by:
             self._be_patient(now)
             await self._show_progress()
             await pause(LOOK_SECONDS)
@@ -118,9 +117,3 @@ class _Following:
         self._shown[name] = safe_bytes
         if safe_bytes == size:
             self._reporter.file_done(name)
-
-
-def _is_held(task: Task) -> bool:
-    if task.acquired_by is None or task.acquired_until is None:
-        return False
-    return task.acquired_until > datetime.now(UTC) and not is_dead(task.acquired_by)

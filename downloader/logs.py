@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 
-__all__ = ["one_line", "printable", "scrubbed", "set_up_logging"]
+__all__ = ["one_line", "printable", "safe_lines", "scrubbed", "set_up_logging"]
 
 # In a link as it is, in one that was percent-encoded once more, and in a printed dict or JSON.
 _SECRET = re.compile(
@@ -15,10 +15,6 @@ _SECRET = re.compile(
     r"(signature|security-token|ossaccesskeyid|sign|app_secret|x-oss-credential)"
     r"(=|%(?:25)*3d|['\"]\s*:\s*['\"])[^&\s'\"<>]+"
 )
-# What a server says must not move the cursor of the terminal it is shown on.
-_CONTROLS = {
-    code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"
-}
 
 
 def scrubbed(text: str) -> str:
@@ -36,6 +32,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
 
 
+def safe_lines(text: str) -> list[str]:
+    """Return the lines of a message, each printable and without secrets."""
+    return [printable(line) for line in scrubbed(text).splitlines()]
+
+
 def one_line(text: str, limit: int) -> str:
     """Return somebody else's words, safe to print, with `…` for what is beyond the limit."""
     # Before anything else is done with it: it may be megabytes.
@@ -47,7 +48,7 @@ class _Scrubbing(logging.Formatter):
     """The last line of defence: nothing is logged before it went through here."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return scrubbed(super().format(record)).translate(_CONTROLS)
+        return "\n".join(safe_lines(super().format(record)))
 
 
 class _Saying(logging.Handler):

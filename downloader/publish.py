@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -168,11 +168,12 @@ class ResultDirectory:
         Raises:
             DestinationTaken: another process, with another state file, works in it.
         """
-        descriptor = self._lock()
-        try:
+        with contextlib.ExitStack() as stack:
+            descriptor = self._lock()
+            stack.callback(os.close, descriptor)
+            if not _is_locked(descriptor):
+                stack.callback(os.close, self._lock_beside())
             yield
-        finally:
-            os.close(descriptor)
 
     def _lock(self) -> int:
         """Return a descriptor that holds the lock on the directory at `self.partial`."""
@@ -182,7 +183,7 @@ class ResultDirectory:
                 descriptor = os.open(self.partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
                 try:
                     with contextlib.suppress(FileNotFoundError):
-                        _lock_directory(descriptor)
+                        _is_locked(descriptor)
                         if os.path.samestat(os.fstat(descriptor), os.lstat(self.partial)):
                             return descriptor
                 except BaseException:
@@ -191,12 +192,32 @@ class ResultDirectory:
                 # Published or removed by its holder after it was opened here: there is a new one.
                 os.close(descriptor)
         except BlockingIOError:
-            raise DestinationTaken(
-                f"Another process is working in {self.partial}, with another state file; "
-                "wait for it or choose another --dest"
-            ) from None
+            raise self._taken() from None
         except OSError as error:
             raise disk_error(error, self.partial, "opened") from error
+
+    def _lock_beside(self) -> int:
+        """Lock a file, where directories have no locks: NFS wants one that is open for writing.
+
+        The file stays: if it were removed, two processes could hold a lock of that name. Where
+        there are no locks at all, what was proved is known again by `publish`.
+        """
+        path = self.dest / f".{self.task_id}.lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            raise disk_error(error, path, "made") from error
+        try:
+            _is_locked(descriptor)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise self._taken() from None
+        return descriptor
+
+    def _taken(self) -> DestinationTaken:
+        return DestinationTaken(
+            f"Another process is working in {self.partial}; wait for it, or choose another --dest"
+        )
 
     def part_path(self, name: str) -> Path:
         """Return where the file's bytes arrive; its directories are made, links are refused.
@@ -216,8 +237,17 @@ class ResultDirectory:
             raise disk_error(error, part, "made") from error
         return part
 
-    def publish(self, manifest: Manifest, *, checksums: Sequence[str] = ()) -> None:
+    def publish(
+        self,
+        manifest: Manifest,
+        *,
+        checksums: Sequence[str] = (),
+        identities: Mapping[str, tuple[int, int]] | None = None,
+    ) -> None:
         """Put every file in its place, sync everything, and rename the directory once.
+
+        `identities` are device and inode of the files that were proved, by their names: others
+        that have come into their places, where no lock kept somebody out, are never published.
 
         Raises:
             DestinationTaken: the result's place was taken meanwhile, or a file that is not of
@@ -237,10 +267,34 @@ class ResultDirectory:
                     f"{self.final} appeared while the task was being fetched; move it away and "
                     "run the same command again, no byte is fetched twice"
                 )
+            self._insist_on(self.partial, manifest, identities)
             self.partial.rename(self.final)
+            self._insist_on(self.final, manifest, identities)
             _sync_directory(self.dest)
         except OSError as error:
             raise disk_error(error, self.partial, "published") from error
+
+    def _insist_on(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        identities: Mapping[str, tuple[int, int]] | None,
+    ) -> None:
+        """Raise DestinationTaken unless the files there are those that were proved."""
+        for file in manifest.files:
+            try:
+                facts = os.lstat(directory / file.name)
+                identity = facts.st_dev, facts.st_ino
+                is_ours = facts.st_size == file.size
+            except FileNotFoundError:
+                is_ours, identity = False, (0, 0)
+            if not is_ours or (identities is not None and identity != identities[file.name]):
+                if directory == self.final:
+                    self.set_aside()
+                raise DestinationTaken(
+                    f"{file.name} was replaced by another process while it was being published; "
+                    "nothing was published: run the same command again when that process has ended"
+                )
 
     def _remove_leftovers(self, names: set[str]) -> None:
         """Remove what an earlier run with another plan, or a crash while publishing, has left."""
@@ -290,13 +344,15 @@ def _unused(path: Path) -> Path:
     return next(each for each in itertools.chain([path], numbered) if not os.path.lexists(each))
 
 
-def _lock_directory(descriptor: int) -> None:
+def _is_locked(descriptor: int) -> bool:
+    """Take the lock, and tell whether there are any; BlockingIOError if somebody else has it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
-    except OSError:  # a file system without locks
-        pass
+    except OSError:
+        return False
+    return True
 
 
 _NO_TMPFILE = (95, 22, 21)  # EOPNOTSUPP, EINVAL, EISDIR: the file system has no nameless files

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from downloader.concurrency import in_stoppable_thread, in_thread
-from downloader.errors import DownloaderError, InvalidArgument, VerificationFailed
+from downloader.errors import DiskError, DownloaderError, InvalidArgument, VerificationFailed
 from downloader.publish import Manifest, ManifestFile, read_manifest
 from downloader.reading import crc64_of_file
 from downloader.task_result import MANIFEST_NAME, PART_SUFFIX, PARTIAL_SUFFIX, RESERVED_NAMES
@@ -51,16 +51,16 @@ async def recheck(
     found in the first.
 
     Raises:
-        InvalidArgument: there is nothing at the path that could be checked.
+        InvalidArgument: there is nothing at the path that could be checked, or nothing to check
+            it by: no manifest, and `level` is off.
         VerificationFailed: the manifest is damaged.
     """
     if _is_unfinished(path):
         raise InvalidArgument(
             f"{path} is not published: a fetch has not finished it yet; run the same fetch again"
         )
-    directory = await in_thread(lambda: path if path.is_dir() else path.parent)
-    manifest = await in_thread(read_manifest, directory)
-    names = await in_thread(_names, path, directory, manifest)
+    directory, manifest = await in_thread(_home, path)
+    names = await in_thread(_names, path, directory, manifest, level)
     look = _Look(directory, manifest, level=level, on_file=on_file or _ignore)
     findings = [await look.at(name) for name in names]
     return Recheck(
@@ -84,7 +84,7 @@ class _Look:
         self._level: Level = level
         self._on_file = on_file
         self._listed = {file.name: file for file in manifest.files} if manifest else {}
-        self._checked: dict[Path, VerificationFailed | None] = {}
+        self._checked: dict[Path, VerificationFailed | DiskError | None] = {}
         self.warnings: list[str] = []
 
     async def at(self, name: str) -> Finding:
@@ -109,6 +109,8 @@ class _Look:
 
         Where the other one is at fault, this one is checked for itself.
         """
+        if self._level == "off":
+            return
         data = data_file_of(path)
         if data not in self._checked:
             self._checked[data] = await self._check_together(path)
@@ -121,12 +123,12 @@ class _Look:
             lambda stopped: check_result({path.name: path}, level=self._level, stopped=stopped)
         )
 
-    async def _check_together(self, path: Path) -> VerificationFailed | None:
+    async def _check_together(self, path: Path) -> VerificationFailed | DiskError | None:
         try:
             self.warnings += await in_stoppable_thread(
                 lambda stopped: check_path(path, level=self._level, stopped=stopped)
             )
-        except VerificationFailed as error:
+        except (VerificationFailed, DiskError) as error:
             return error
         return None
 
@@ -152,18 +154,43 @@ def _is_unfinished(path: Path) -> bool:
     return is_partial or here.name.endswith(PART_SUFFIX)
 
 
-def _names(path: Path, directory: Path, manifest: Manifest | None) -> Sequence[str]:
+def _home(path: Path) -> tuple[Path, Manifest | None]:
+    """Return the directory that names are told from, and its manifest.
+
+    That of a file is the nearest above it that lists it: results have folders.
+    """
+    if path.is_dir():
+        return path, read_manifest(path)
+    here = path.absolute()
+    for directory in here.parents:
+        manifest = read_manifest(directory)
+        if manifest is not None and here.relative_to(directory).as_posix() in _listed(manifest):
+            return directory, manifest
+    return here.parent, None
+
+
+def _listed(manifest: Manifest) -> list[str]:
+    return [file.name for file in manifest.files]
+
+
+def _names(path: Path, directory: Path, manifest: Manifest | None, level: Level) -> Sequence[str]:
     if not path.exists():
         raise InvalidArgument(f"{path} is not there; give a published result, a folder or a file")
-    listed = [file.name for file in manifest.files] if manifest else []
+    if manifest is not None:
+        is_whole = path.is_dir()
+        return (
+            _listed(manifest) if is_whole else [path.absolute().relative_to(directory).as_posix()]
+        )
+    if level == "off":
+        raise InvalidArgument(
+            f"{path} has no {MANIFEST_NAME}, and `verify` is off; there is nothing to verify it by"
+        )
     if not path.is_dir():
-        if path.name not in listed and not (path.is_file() and has_check(path.name)):
+        if not (path.is_file() and has_check(path.name)):
             raise InvalidArgument(
                 f"{path} is no VCF, no index and in no manifest; there is nothing to verify it by"
             )
         return [path.name]
-    if manifest is not None:
-        return listed
     names = sorted(
         found.relative_to(directory).as_posix()
         for found in directory.rglob("*")

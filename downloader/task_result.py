@@ -5,7 +5,9 @@ Pure: nothing is sent or written here, and nothing leaves it that was not checke
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -120,6 +122,13 @@ def _key(path: str) -> str:
             f"A link in the task's result has a path of over {MAX_KEY_BYTES} bytes: "
             f"{key[:40]!r}…; nothing was fetched"
         )
+    try:
+        os.fsencode(key)
+    except UnicodeEncodeError:
+        raise BadTaskResult(
+            f"A file of the task's result is named {key!r}, which this locale's encoding "
+            f"({sys.getfilesystemencoding()}) does not have; set LC_ALL=C.UTF-8 and try again"
+        ) from None
     for component in key.split("/"):
         if component in ("", ".", ".."):
             raise BadTaskResult(

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from state.errors import RecordMissing, StateError, StateTooNew, StateUnreadable
-from state.lease import current_owner, describe_owner, is_dead
+from state.lease import current_owner, describe_owner, is_dead, is_held
 from state.records import (
     Checkpoint,
     Event,
@@ -26,7 +26,7 @@ from state.records import (
 )
 
 if TYPE_CHECKING:
-    from state.engine import look_at
+    from state.look import look_at
     from state.store import PlannedObject, StateStore
     from state.worker import AsyncStore
 
@@ -49,6 +49,7 @@ __all__ = [
     "current_owner",
     "describe_owner",
     "is_dead",
+    "is_held",
     "look_at",
 ]
 
@@ -56,7 +57,7 @@ _HOMES = {
     "AsyncStore": "state.worker",
     "PlannedObject": "state.store",
     "StateStore": "state.store",
-    "look_at": "state.engine",
+    "look_at": "state.look",
 }
 
 

@@ -22,7 +22,15 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from state.errors import StateError, StateUnreadable
 from state.schema import bring_up_to_date, found_version
 
-__all__ = ["fault", "look_at", "open_engine"]
+__all__ = [
+    "cannot_open",
+    "check_writable",
+    "connected",
+    "fault",
+    "look_over",
+    "open_engine",
+    "place_of",
+]
 
 BUSY_SECONDS = 10
 # A whole check reads the whole file; past this size it would be felt at every start.
@@ -36,41 +44,14 @@ def open_engine(url_or_path: str | Path) -> tuple[Engine, str]:
 
     StateUnreadable or StateTooNew: it cannot be used, and whatever was there is untouched.
     """
-    place = _place(url_or_path)
+    place = place_of(url_or_path)
     if isinstance(place, Path):
         return _open_sqlite(place)
-    engine, location = _connected(place)
+    engine, location = connected(place)
     return _migrated(engine, location), location
 
 
-def look_at(url_or_path: str | Path) -> str:
-    """Return the name of a state that is there and can be used, without changing anything.
-
-    StateUnreadable or StateTooNew: it cannot be used. Whether an SQLite file is there at all, the
-    caller looks first.
-    """
-    place = _place(url_or_path)
-    if isinstance(place, Path):
-        try:
-            # Without a WAL nobody has it open, and SQLite needs not make one in order to read.
-            is_at_rest = not place.with_name(f"{place.name}-wal").exists()
-            _look_at(place, str(place), options="&immutable=1" if is_at_rest else "")
-            _check_writable(place)
-        except (OSError, ValueError) as error:
-            raise _cannot_open(str(place), error) from error
-        return str(place)
-    engine, location = _connected(place)
-    try:
-        with engine.connect() as connection:
-            found_version(connection, location)
-    except SQLAlchemyError as error:
-        raise fault(error, location) from error
-    finally:
-        engine.dispose()
-    return location
-
-
-def _place(url_or_path: str | Path) -> Path | URL:
+def place_of(url_or_path: str | Path) -> Path | URL:
     """Return the path of an SQLite file, or the URL of a server."""
     if not (isinstance(url_or_path, str) and "://" in url_or_path):
         return _absolute(Path(url_or_path))
@@ -82,7 +63,7 @@ def _absolute(path: Path) -> Path:
     try:
         return path.expanduser().absolute()
     except RuntimeError as error:  # `~` and the name of nobody
-        raise _cannot_open(str(path), error) from error
+        raise cannot_open(str(path), error) from error
 
 
 def _parsed(text: str) -> URL:
@@ -111,7 +92,7 @@ def _sqlite_path(url: URL) -> Path:
     return Path(url.database)
 
 
-def _connected(url: URL) -> tuple[Engine, str]:
+def connected(url: URL) -> tuple[Engine, str]:
     """Return an engine for a server, and its name without user, password and options."""
     location = f"postgresql://{url.host or 'localhost'}/{url.database or ''}"
     defaults = {"connect_timeout": str(BUSY_SECONDS), "options": f"-c lock_timeout={BUSY_SECONDS}s"}
@@ -134,10 +115,10 @@ def _open_sqlite(path: Path) -> tuple[Engine, str]:
     try:
         _make_private_file(path)
         if path.stat().st_size:
-            _look_at(path, location)
+            look_over(path, location)
         _tighten(path)
     except (OSError, ValueError) as error:  # ValueError: no file can have that name
-        raise _cannot_open(location, error) from error
+        raise cannot_open(location, error) from error
     engine = create_engine(
         URL.create("sqlite", database=location),
         hide_parameters=True,
@@ -165,8 +146,16 @@ def _make_private_file(path: Path) -> None:
     os.close(descriptor)
 
 
-def _look_at(path: Path, location: str, *, options: str = "") -> None:
+def look_over(
+    path: Path,
+    location: str,
+    *,
+    read: Callable[[Connection, str], int] = found_version,
+    options: str = "",
+) -> int | None:
     """Make sure that an existing file is a whole state of ours, without writing to it.
+
+    Returns what was read, or None where only a writer could read it.
 
     Only SQLite itself may open the file: closing a descriptor of our own would drop the locks
     that other connections of this process hold on it (POSIX locks belong to the process).
@@ -181,13 +170,15 @@ def _look_at(path: Path, location: str, *, options: str = "") -> None:
     )
     try:
         with engine.connect() as connection:
-            found_version(connection, location)
+            found = read(connection, location)
             if path.stat().st_size <= QUICK_CHECK_BYTES:
                 _quick_check(connection, location)
     except SQLAlchemyError as error:
         # Left by a crash at the very beginning, a rollback journal needs a writer to undo it.
         if _sqlite_code(error) != sqlite3.SQLITE_READONLY:
             raise fault(error, location) from error
+        return None
+    return found
 
 
 def _quick_check(connection: Connection, location: str) -> None:
@@ -198,7 +189,7 @@ def _quick_check(connection: Connection, location: str) -> None:
 
 def _tighten(path: Path) -> None:
     """Take the file and its companions from everyone but its owner; refuse what is not ours."""
-    _check_writable(path)
+    check_writable(path)
     for suffix in SQLITE_SUFFIXES:
         companion = path.with_name(path.name + suffix)
         try:
@@ -208,7 +199,8 @@ def _tighten(path: Path) -> None:
             continue  # it comes and goes with the connections of others
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
+    """Raise PermissionError where a state could only be read."""
     # SQLite opens what it may not write read-only, and would fail at the first write.
     for place in (path, path.parent):
         if not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
@@ -296,10 +288,10 @@ def fault(error: Exception, location: str) -> StateUnreadable:
         sqlite3.SQLITE_CORRUPT: lambda: _damaged(location),
     }
     known = sentences.get(_sqlite_code(error))
-    return known() if known else _cannot_open(location, error)
+    return known() if known else cannot_open(location, error)
 
 
-def _cannot_open(location: str, error: Exception) -> StateUnreadable:
+def cannot_open(location: str, error: Exception) -> StateUnreadable:
     """Return the sentence with the first line of the reason, which names no value and no SQL."""
     cause = getattr(error, "orig", None) or error
     reason = cause.strerror if isinstance(cause, OSError) else str(cause).partition("\n")[0]

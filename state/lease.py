@@ -13,9 +13,12 @@ import re
 import secrets
 import socket
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 
-__all__ = ["Owner", "current_owner", "describe_owner", "is_dead"]
+from state.records import Task
+
+__all__ = ["Owner", "current_owner", "describe_owner", "is_dead", "is_held"]
 
 PROC = Path("/proc")
 MACHINE_ID = Path("/etc/machine-id")
@@ -75,6 +78,13 @@ def is_dead(owner: str, *, here: str | None = None) -> bool:
     if not other.namespace or (other.host, other.namespace) != (this.host, this.namespace):
         return False
     return _is_gone(other.pid, other.started)
+
+
+def is_held(task: Task) -> bool:
+    """Tell whether somebody, who may be alive, works on the task now."""
+    if task.acquired_by is None or task.acquired_until is None:
+        return False
+    return task.acquired_until > datetime.now(UTC) and not is_dead(task.acquired_by)
 
 
 def _is_same_machine(one: Owner, other: Owner) -> bool:

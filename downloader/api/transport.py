@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import math
 import secrets
@@ -26,13 +25,15 @@ from downloader.errors import (
     PlatformUnavailable,
     redacted,
 )
+from downloader.hosts import is_loopback
+from downloader.network import is_lasting_refusal, proxy_for, refused_by_proxy, untrusted
 from downloader.retry import attempts
+from downloader.units import counted
 
 __all__ = ["DEFAULT_ENDPOINT", "Options", "Transport", "logger"]
 
 DEFAULT_ENDPOINT = "https://api.private.omgut.com"
 MAX_REPLY_BYTES = 16 * 1024 * 1024
-PASSING_PROXY_STATUSES = (408, 429)
 
 logger = logging.getLogger("downloader.api")
 
@@ -92,10 +93,9 @@ class Transport:
                 with attempt:
                     return await self._attempt(call, attempt.retry_state.attempt_number)
         except PlatformUnavailable as error:
-            tries = "1 attempt" if max_attempts == 1 else f"{max_attempts} attempts"
             raise PlatformUnavailable(
-                f"{error} ({tries} of {call.path} failed); try again later, or check the network "
-                f"and the endpoint {self.options.endpoint}",
+                f"{error} ({counted(max_attempts, 'attempt')} of {call.path} failed); "
+                f"try again later, or check the network and the endpoint {self.options.endpoint}",
                 retry_after=error.retry_after,
             ) from error
         raise AssertionError("the loop above returns or raises")  # pragma: no cover
@@ -143,10 +143,12 @@ class Transport:
     async def _post(self, call: Call) -> Reply:
         """Send one freshly signed request and read its reply whole."""
         options = self.options
-        session = self._open_session()
+        session, proxy = self._open_session(), proxy_for(options.endpoint)
         try:
             async with session.post(
                 options.endpoint + call.path,
+                proxy=proxy.url,
+                proxy_headers=proxy.headers,
                 data=self._signed(call),
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=options.timeout),
@@ -158,6 +160,8 @@ class Transport:
             ) from error
         except aiohttp.ClientHttpProxyError as error:
             raise _proxy_refusal(error) from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise PlatformError(untrusted(error)) from error
         except (aiohttp.ClientError, OSError) as error:
             host = urlsplit(options.endpoint).netloc
             raise PlatformUnavailable(
@@ -179,8 +183,6 @@ class Transport:
             raise RuntimeError("This client is closed; make a new one")
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                # Proxies come from the environment, but none stands before this very machine.
-                trust_env=not _is_loopback(urlsplit(self.options.endpoint).hostname),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"User-Agent": f"bge-downloader/{__version__}"},
             )
@@ -209,18 +211,12 @@ async def _read(response: aiohttp.ClientResponse) -> Reply:
 
 def _proxy_refusal(error: aiohttp.ClientHttpProxyError) -> PlatformError:
     """Say that the proxy, not the platform, refused; only a 4xx will not pass by itself."""
-    if 400 <= error.status < 500 and error.status not in PASSING_PROXY_STATUSES:  # noqa: PLR2004
-        return PlatformError(
-            f"The proxy refused the connection (HTTP {error.status}); check HTTPS_PROXY and the "
-            "proxy's credentials"
-        )
-    return PlatformUnavailable(f"The proxy answered HTTP {error.status}")
+    kind = PlatformError if is_lasting_refusal(error) else PlatformUnavailable
+    return kind(refused_by_proxy(error))
 
 
 def _reason(error: BaseException) -> str:
     """Say why a connection failed without quoting anything that could hold a secret."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return "its certificate is not trusted"
     inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(inner, OSError) and inner.strerror:
         return inner.strerror
@@ -241,17 +237,8 @@ def _check_endpoint(endpoint: str) -> None:
         raise InvalidSettings(
             f"The endpoint {redacted(endpoint)} carries a user name, query or fragment; {expected}"
         )
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise InvalidSettings(
             f"The endpoint {endpoint} is plain http, which is allowed on this machine only; "
             "use https"
         )
-
-
-def _is_loopback(host: str | None) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return False

@@ -9,6 +9,7 @@ import typer
 
 from downloader.cli import options
 from downloader.cli.running import run, told
+from downloader.logs import printable
 
 if TYPE_CHECKING:
     from downloader.checkup import Diagnosis
@@ -58,7 +59,7 @@ def _print_settings(settings: list[tuple[str, str, str]]) -> None:
     own = [row for row in settings if row[2] != "default"]
     typer.echo("Settings that are not the defaults:" if own else "Every setting is the default.")
     for name, value, origin in own:
-        typer.echo(f"  {name} = {value}  ({origin})")
+        typer.echo(f"  {name} = {printable(value)}  ({printable(origin)})")
     typer.echo("")
 
 
@@ -73,6 +74,6 @@ def _print(diagnosis: Diagnosis, *, json: bool) -> None:
         }
         typer.echo(json_text.dumps(facts, ensure_ascii=False))
         return
-    typer.echo(f"{MARKS[diagnosis.verdict]}  {diagnosis.what}: {diagnosis.found}")
+    typer.echo(f"{MARKS[diagnosis.verdict]}  {diagnosis.what}: {printable(diagnosis.found)}")
     if diagnosis.mend:
-        typer.echo(f"         -> {diagnosis.mend}")
+        typer.echo(f"         -> {printable(diagnosis.mend)}")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json as json_text
 import shlex
 import sys
 from collections.abc import Coroutine, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from downloader.cli import options
-from downloader.cli.running import PROGRAM, complain, run, told
-from downloader.errors import DownloaderError
+from downloader.cli.running import PROGRAM, complain, exit_code_of, interruption_is_told, run, told
+from downloader.errors import DownloaderError, InvalidSettings
 from state.errors import StateError
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from downloader.config import Settings
     from downloader.fetch import FetchReport
     from downloader.screens import Screen
+    from state import FileProgress
 
 __all__ = ["fetch"]
 
@@ -110,8 +113,20 @@ def _prepared(task_ids: Sequence[str], flags: dict[str, object], *, verbose: boo
         valid_task_id(task_id)
     set_up_logging(verbose=verbose)
     settings = load_settings(flags)
+    _check_dest(settings.dest)
     settings.credentials()
     return settings
+
+
+def _check_dest(dest: Path) -> None:
+    """Refuse a working directory that the state and the manifest could not name."""
+    place = str(dest.absolute())
+    try:
+        place.encode()
+    except UnicodeEncodeError:
+        raise InvalidSettings(
+            f"The destination {place} is no UTF-8; choose another --dest"
+        ) from None
 
 
 async def _fetch_all(
@@ -137,9 +152,9 @@ async def _fetch_all(
             jobs = [_fetch_one(app, task_id, screen, teller) for task_id in task_ids]
             try:
                 exit_codes = await _side_by_side(jobs)
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as interruption:
                 screen.close()
-                await teller.interrupted(app, task_ids)
+                await teller.interrupted(app, task_ids, exit_code=exit_code_of(interruption))
                 raise
     teller.has_told()
     return next((code for code in exit_codes if code), 0)
@@ -179,7 +194,8 @@ class _Teller:
     def published(self, report: FetchReport) -> None:
         self._ended.add(report.task_id)
         if not self._quiet:
-            self._screen.say(_summary(report))
+            prefix = f"{report.task_id}: " if self._several else ""
+            self._screen.say(prefix + _summary(report))
         if self._json:
             self._print(
                 json_text.dumps({"event": "published", **report.facts()}, ensure_ascii=False)
@@ -202,25 +218,18 @@ class _Teller:
         with self._screen.aside():
             complain(f"{prefix}{error}")
 
-    async def interrupted(self, app: App, task_ids: Sequence[str]) -> None:
+    async def interrupted(self, app: App, task_ids: Sequence[str], *, exit_code: int) -> None:
         """Say what is safely on disk, and what to type to go on."""
-        from downloader.units import format_bytes
-
-        safe = size = 0
+        interruption_is_told()
+        if self._quiet and not self._json:
+            return
+        files = {task_id: await _files_of(app, task_id) for task_id in task_ids}
         for task_id in task_ids:
-            one_safe, one_size = await _safe_and_size(app, task_id)
-            safe, size = safe + one_safe, size + one_size
             if self._json and task_id not in self._ended:
-                facts = {"task_id": task_id, "safe_bytes": one_safe, "size": one_size}
+                facts = {"task_id": task_id, **_how_far(files[task_id]), "exit_code": exit_code}
                 self._print(json_text.dumps({"event": "interrupted", **facts}))
-        if self._quiet:
-            return
-        again = shlex.join([PROGRAM, *sys.argv[1:]])
-        if not size:
-            complain(f"Interrupted before any byte was received. To go on: {again}")
-            return
-        share = f"{format_bytes(safe)} of {format_bytes(size)} ({safe / size:.0%})"
-        complain(f"Interrupted; {share} are safe on disk. To go on: {again}")
+        if not self._quiet:
+            complain(_interruption([file for each in files.values() for file in each]))
 
     def has_told(self) -> None:
         """Raise what kept results from being told on stdout, if anything did."""
@@ -263,13 +272,37 @@ def _proof(report: FetchReport) -> str:
     return "every CRC-64 is the store's"
 
 
-async def _safe_and_size(app: App, task_id: str) -> tuple[int, int]:
-    """Return how many bytes of the task are safely on disk, and how many it has as far as known."""
+async def _files_of(app: App, task_id: str) -> list[FileProgress]:
+    """Return how far the task's files are; none if the state does not tell."""
     from state import StateStore
 
-    safe = size = 0
-    for task in await app.store.call(StateStore.find_tasks, task_id, str(app.dest.absolute())):
-        files = await app.store.call(StateStore.progress, task.id)
-        safe += sum(file.safe_bytes for file in files)
-        size += sum(file.size or 0 for file in files)
-    return safe, size
+    files: list[FileProgress] = []
+    with contextlib.suppress(StateError):  # that it was interrupted is what is to be told
+        for task in await app.store.call(StateStore.find_tasks, task_id, str(app.dest.absolute())):
+            files += await app.store.call(StateStore.progress, task.id)
+    return files
+
+
+def _how_far(files: Sequence[FileProgress]) -> dict[str, int | None]:
+    """Return the bytes that are safely on disk, and the size as soon as that of each is known."""
+    sizes = [file.size for file in files if file.size is not None]
+    is_known = bool(files) and len(sizes) == len(files)
+    return {
+        "safe_bytes": sum(file.safe_bytes for file in files),
+        "size": sum(sizes) if is_known else None,
+    }
+
+
+def _interruption(files: Sequence[FileProgress]) -> str:
+    from downloader.units import counted, format_bytes
+
+    again = shlex.join([PROGRAM, *sys.argv[1:]])
+    safe, size = sum(file.safe_bytes for file in files), _how_far(files)["size"]
+    if not safe:
+        return f"Interrupted before any byte was safe on disk. To go on: {again}"
+    if size is None:  # the store has not told of all files yet
+        whole = sum(file.safe_bytes == file.size for file in files)
+        share = f"{whole} of {counted(len(files), 'file')} and {format_bytes(safe)} in all"
+    else:
+        share = f"{format_bytes(safe)} of {format_bytes(size)} ({100 * safe // size} %)"
+    return f"Interrupted; {share} are safe on disk. To go on: {again}"

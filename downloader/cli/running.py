@@ -20,13 +20,23 @@ from downloader.errors import DownloaderError, Interrupted
 from downloader.logs import printable, scrubbed
 from state.errors import StateError
 
-__all__ = ["PROGRAM", "complain", "hold_standard_streams", "run", "told"]
+__all__ = [
+    "PROGRAM",
+    "complain",
+    "exit_code_of",
+    "hold_standard_streams",
+    "interruption_is_told",
+    "run",
+    "told",
+]
 
 PROGRAM = "bge-downloader"
 # A drain may take 5 s in all; a disk that hangs must not hold up the terminal for longer.
 DRAIN_SECONDS = 4.5
 WORKERS = 32  # threads for blocking work: writes, syncs, checks, names of hosts
 NO_MORE_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
+_interruption = {"is_told": False}
 
 T = TypeVar("T")
 
@@ -51,12 +61,12 @@ async def _until_a_signal(main: Coroutine[Any, Any, T]) -> T:
         if received:
             os._exit(128 + number)
         received.append(number)
-        last_resort = threading.Timer(DRAIN_SECONDS, os._exit, args=[128 + number])
+        last_resort = threading.Timer(DRAIN_SECONDS, _give_up, args=[128 + number])
         last_resort.daemon = True
         last_resort.start()
-        task.cancel()
+        task.cancel(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _ending_signals():
         loop.add_signal_handler(number, stop, number)
     try:
         return await task
@@ -64,6 +74,31 @@ async def _until_a_signal(main: Coroutine[Any, Any, T]) -> T:
         if not received:
             raise
         raise Interrupted("Interrupted", exit_code=128 + received[0]) from None
+
+
+def _ending_signals() -> list[int]:
+    """Return the signals that drain; a lost terminal is one, unless `nohup` lets it pass."""
+    lost = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *lost]
+
+
+def _give_up(exit_code: int) -> None:
+    complain(
+        "Interrupted before everything was closed, as when a disk is slow; what was recorded is "
+        "kept, and the same command goes on"
+    )
+    os._exit(exit_code)
+
+
+def interruption_is_told() -> None:
+    """Let `told` say nothing of an interruption: the command has said more than it could."""
+    _interruption["is_told"] = True
+
+
+def exit_code_of(interruption: asyncio.CancelledError) -> int:
+    """Return the exit code that belongs to the signal behind a cancellation by `run`."""
+    codes = (argument for argument in interruption.args if isinstance(argument, int))
+    return next(codes, 128 + signal.SIGINT)
 
 
 @contextlib.contextmanager
@@ -74,7 +109,7 @@ def told() -> Iterator[None]:
     except KeyboardInterrupt:
         _end(130, "Interrupted")
     except Interrupted as error:
-        _end(error.exit_code, None if str(error) == "Interrupted" else str(error))
+        _end(error.exit_code, None if _interruption["is_told"] else str(error))
     except (DownloaderError, StateError) as error:
         _end(error.exit_code, str(error))
     except OSError as error:

@@ -82,11 +82,11 @@ def _print_table(store: StateStore, tasks: Sequence[Task]) -> None:
     for task in tasks:
         files = store.progress(task.id)
         updated = f"{task.updated_at:%Y-%m-%d %H:%M:%S}"
-        place = str(Path(task.dest) / task.task_id)
+        place = printable(str(Path(task.dest) / task.task_id))
         rows.append(
             (
                 task.task_id,
-                task.phase.value,
+                _phase(task),
                 task.status or "-",
                 str(len(files) or "-"),
                 _on_disk(task, files),
@@ -98,16 +98,17 @@ def _print_table(store: StateStore, tasks: Sequence[Task]) -> None:
         typer.echo(line)
     for task in tasks:
         if task.message:
-            typer.echo(f"{task.task_id}: {task.message}", err=True)
+            typer.echo(f"{task.task_id}: {printable(task.message)}", err=True)
 
 
 def _print_history(store: StateStore, task: Task) -> None:
     files = store.progress(task.id)
     typer.echo(f"Task      {task.task_id}")
-    typer.echo(f"Phase     {task.phase.value}" + (f": {task.message}" if task.message else ""))
+    reason = f": {printable(task.message)}" if task.message else ""
+    typer.echo(f"Phase     {_phase(task)}{reason}")
     asked = "once" if task.polls == 1 else f"{task.polls} times"
     typer.echo(f"Platform  {task.status} (asked {asked})" if task.status else "Platform  not asked")
-    typer.echo(f"Place     {Path(task.dest) / task.task_id}")
+    typer.echo(f"Place     {printable(str(Path(task.dest) / task.task_id))}")
     typer.echo(f"On disk   {_on_disk(task, files)}")
     for file in files:
         typer.echo(f"  {_share(file):>22}  {printable(file.name)}")
@@ -145,6 +146,14 @@ def _event(event: Event) -> dict[str, object]:
         "message": event.message,
         "facts": event.facts,
     }
+
+
+def _phase(task: Task) -> str:
+    """Return the phase; work that nobody alive holds is at rest until the next fetch."""
+    from state import Phase, is_held
+
+    is_unfinished = task.phase in (Phase.TRANSFERRING, Phase.VERIFYING)
+    return "interrupted" if is_unfinished and not is_held(task) else task.phase.value
 
 
 def _on_disk(task: Task, files: Sequence[FileProgress]) -> str:

@@ -58,7 +58,14 @@ def verify(
             looked_at += len(found.findings)
             wrong += len(found.problems)
         if wrong:
-            raise VerificationFailed(f"{wrong} of {looked_at} files are not what they must be")
+            raise VerificationFailed(_count_of_wrong(wrong, looked_at))
+
+
+def _count_of_wrong(wrong: int, looked_at: int) -> str:
+    from downloader.units import counted
+
+    verdict = "is not what it must be" if wrong == 1 else "are not what they must be"
+    return f"{wrong:,} of {counted(looked_at, 'file')} {verdict}"
 
 
 def _path_of(target: str, settings: Settings) -> Path:

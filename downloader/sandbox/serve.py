@@ -10,7 +10,9 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from downloader.logs import printable
 from downloader.sandbox import Sandbox, samples
+from downloader.units import counted
 
 __all__ = ["serve"]
 
@@ -57,9 +59,9 @@ def introduction(
         yield f"export {name}={shlex.quote(value)}"
     for task_id, keys in tasks.items():
         yield ""
-        yield f"# {_counted(keys)}:"
+        yield f"# {counted(len(keys), 'file')}:"
         for key in keys:
-            yield f"#   {_printable(key)}"
+            yield f"#   {printable(key)}"
         yield f"bge-downloader fetch {task_id}"
     yield ""
     yield "# The sandbox is running; Ctrl-C ends it."
@@ -97,11 +99,3 @@ def _signals_set(stop: asyncio.Event) -> Iterator[None]:
     finally:
         for number in handled:
             loop.remove_signal_handler(number)
-
-
-def _counted(keys: Sequence[str]) -> str:
-    return "1 file" if len(keys) == 1 else f"{len(keys)} files"
-
-
-def _printable(key: str) -> str:
-    return key if key.isprintable() else ascii(key)

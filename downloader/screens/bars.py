@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TextIO
 
-from downloader.logs import printable
+from downloader.logs import printable, safe_lines
 from downloader.progress import Reporter
 from downloader.screens.block import Block
 from downloader.screens.screen import Beat, Screen
 from downloader.screens.tally import Progress, Tally, Totals, joint_rate, summed
 from downloader.screens.text import (
     cells,
-    safe_lines,
+    files_phrase,
     short_id,
     shortened,
     waiting_phrase,
@@ -142,7 +142,7 @@ class Bars(Screen):
 
     def _total_line(self, tasks: list[_BarsTask], now: float, width: int) -> str:
         totals = summed(tasks) + self._past
-        label = f"{totals.files_done}/{totals.files} file{'' if totals.files == 1 else 's'}"
+        label = files_phrase(totals.files_done, totals.files)
         return self._line(label, totals.progress(joint_rate(tasks, now)), width)
 
     def _file_lines(self, tasks: Iterable[Tally], now: float, width: int) -> Iterator[str]:

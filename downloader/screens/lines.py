@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from downloader.logs import printable
+from downloader.logs import printable, safe_lines
 from downloader.progress import PlannedFile, Reporter
 from downloader.screens.screen import Beat, Screen
 from downloader.screens.tally import Tally, Totals, joint_rate, summed
-from downloader.screens.text import safe_lines, short_id, time_left, waiting_phrase
-from downloader.units import format_bytes, format_rate
+from downloader.screens.text import files_phrase, short_id, time_left, waiting_phrase
+from downloader.units import counted, format_bytes, format_rate
 
 __all__ = ["Lines"]
 
@@ -123,7 +123,7 @@ class _LinesTask(Tally):
         self._screen.begin()
         super().planned(files)
         totals = self.totals()
-        count = f"{totals.files} file{'' if totals.files == 1 else 's'} to fetch"
+        count = f"{counted(totals.files, 'file')} to fetch"
         size = f", {format_bytes(totals.total_bytes)}" if totals.is_sized else ""
         self._screen.tell(self, count + size)
 
@@ -151,7 +151,7 @@ class _LinesTask(Tally):
 def _progress_line(totals: Totals, rate: float | None) -> str:
     """Return `1/3 files, 12.3 MiB of 29.0 MiB (42%), 3.4 MiB/s, 5 s left`, as far as known."""
     progress = totals.progress(rate)
-    facts = [f"{totals.files_done}/{totals.files} file{'' if totals.files == 1 else 's'}"]
+    facts = [files_phrase(totals.files_done, totals.files)]
     if progress.total is None:
         facts.append(f"{format_bytes(progress.done)} so far")
     else:

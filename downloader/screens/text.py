@@ -9,13 +9,13 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 
-from downloader.logs import printable, scrubbed
-from downloader.units import format_seconds
+from downloader.logs import printable
+from downloader.units import counted, format_seconds
 
 __all__ = [
     "cells",
+    "files_phrase",
     "fitted",
-    "safe_lines",
     "short_id",
     "shortened",
     "time_left",
@@ -26,11 +26,6 @@ ELLIPSIS = "…"
 SHORT_ID_CELLS = 9
 DAY, HOUR, MINUTE = 86400, 3600, 60
 EMOJI_SELECTOR = "\ufe0f"  # may make the character before it a cell wider
-
-
-def safe_lines(text: str) -> list[str]:
-    """Return the lines of a message, each printable and without secrets."""
-    return [printable(line) for line in scrubbed(text).splitlines()]
 
 
 def cells(text: str) -> int:
@@ -81,6 +76,11 @@ def short_id(task_id: str) -> str:
     Ids that are given out in order differ at the end, random ones everywhere.
     """
     return shortened(printable(task_id), SHORT_ID_CELLS)
+
+
+def files_phrase(done: int, files: int) -> str:
+    """Return `1/3 files`."""
+    return f"{done:,}/{counted(files, 'file')}"
 
 
 def waiting_phrase(

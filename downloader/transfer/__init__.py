@@ -2,6 +2,7 @@
 
 from downloader.transfer.engine import Checkpoints, TransferOptions, Transferred, transfer_file
 from downloader.transfer.link import Link
+from downloader.transfer.straight import StraightRoad
 from downloader.transfer.throttle import RateLimit, SlowDown
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "Link",
     "RateLimit",
     "SlowDown",
+    "StraightRoad",
     "TransferOptions",
     "Transferred",
     "transfer_file",

@@ -71,9 +71,13 @@ class Checkpointer:
 
         A slow disk slows the network down, not the promises.
         """
-        is_late = time.monotonic() - self._last_save > MAX_SAVE_SECONDS
-        if is_late and run.unsafe_bytes > MAX_UNSAFE_BYTES:
+        if self.is_behind(run):
             await self.save()
+
+    def is_behind(self, run: SegmentRun) -> bool:
+        """Tell whether so much of the segment is unsafe for so long that more must wait."""
+        is_late = time.monotonic() - self._last_save > MAX_SAVE_SECONDS
+        return is_late and run.unsafe_bytes > MAX_UNSAFE_BYTES
 
     async def save(self) -> None:
         """Sync the part file, then save how far it had come before the sync."""

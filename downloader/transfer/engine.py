@@ -37,6 +37,7 @@ from downloader.transfer.plan import PROBE_LENGTH, plan_segments, usable
 from downloader.transfer.ranged_get import Body, Version
 from downloader.transfer.restarts import CannotResume, Restarts
 from downloader.transfer.segment_run import SegmentRun
+from downloader.transfer.straight import StraightBody, StraightRoad
 from downloader.transfer.throttle import RateLimit, SlowDown
 from state.records import Checkpoint
 
@@ -61,6 +62,8 @@ class TransferOptions:
     rules: HostRules = field(default_factory=lambda: HostRules(()))
     rate_limit: RateLimit = field(default_factory=lambda: RateLimit(None))
     slow_down: SlowDown = field(default_factory=SlowDown)
+    straight_road: StraightRoad | None = None  # None: every byte goes the plain way
+    straight_from: int = PROBE_LENGTH  # bytes of a range that are worth the straight road
 
     def patience(self) -> Patience:
         """Return fresh patience for one span of bytes."""
@@ -81,6 +84,7 @@ class Transferred:
     crc64_confirmed: bool  # False if the store told no checksum to compare with
     resumed_bytes: int  # found on disk, from earlier runs
     received_bytes: int  # from the network, in this run
+    identity: tuple[int, int]  # device and inode of the file that was proved
 
 
 async def transfer_file(
@@ -178,8 +182,8 @@ class _OneVersion:
             async with self._probe(checkpoint) as body:
                 await self._prepare(checkpoint, body)
                 await self._fill_and_save(body)
-            await in_thread(self.part.confirm, body.version.size)
-            return self._proved(received_before)
+            identity = await in_thread(self.part.confirm, body.version.size)
+            return self._proved(received_before, identity)
         finally:
             if self._part is not None:
                 self._part.close()
@@ -232,10 +236,9 @@ class _OneVersion:
     async def _prepare(self, checkpoint: Checkpoint | None, body: Body) -> None:
         """Open and reserve the part file and lay out the segments."""
         self._version = body.version
-        await in_thread(self._open_part)
         if checkpoint is None:
             await self.checkpoints.clear()
-            await in_thread(self.part.empty)
+        await in_thread(self._open_part, anew=checkpoint is None)
         size = body.version.size
         await in_thread(self.part.reserve, size, keep_free=self.options.min_free_space)
         segments = (
@@ -255,9 +258,9 @@ class _OneVersion:
         self.resumed = checkpoint.safe_bytes if checkpoint else 0
         self.reporter.file_sized(self.name, size, resumed=self.resumed)
 
-    def _open_part(self) -> None:
+    def _open_part(self, *, anew: bool) -> None:
         # Kept here, and not by whoever waits: a cancelled waiter would lose the descriptor.
-        self._part = PartFile.open(self.part_path)
+        self._part = PartFile.open(self.part_path, anew=anew)
 
     async def _fill_and_save(self, body: Body) -> None:
         """Fill every segment, with checkpoints at a steady pace and a last one at any end."""
@@ -275,7 +278,7 @@ class _OneVersion:
             raise
         await self.checkpointer.save()
 
-    def _proved(self, received_before: int) -> Transferred:
+    def _proved(self, received_before: int, identity: tuple[int, int]) -> Transferred:
         """Hold the checksum of what is on disk against the store's."""
         crc64 = EMPTY_CRC64
         for run in self.runs:
@@ -291,6 +294,7 @@ class _OneVersion:
             crc64_confirmed=self.version.crc64 is not None,
             resumed_bytes=self.resumed,
             received_bytes=received_before + self.received,
+            identity=identity,
         )
 
     # Filling: side by side, or in one stream where the store or the object forbids it.
@@ -319,7 +323,11 @@ class _OneVersion:
         await run_together([work(body), *(work(None) for _ in range(others))])
 
     async def _fill_segment(self, run: SegmentRun, opened: Body | None) -> None:
-        async def pour(body: Body) -> None:
+        async def pour(body: Body | StraightBody) -> None:
+            if isinstance(body, StraightBody):
+                self._ignored_ranges = 0
+                await self._pour_straight(body, run)
+                return
             if body.position < run.position:
                 self._ignored_ranges += 1
                 if self._ignored_ranges >= MAX_IGNORED_RANGES:
@@ -329,7 +337,10 @@ class _OneVersion:
             await self._pour(body, run)
 
         await self._persist(
-            lambda: None if run.is_complete else (run.position, run.stop), pour, opened
+            lambda: None if run.is_complete else (run.position, run.stop),
+            pour,
+            opened,
+            may_be_straight=True,
         )
 
     async def _fill_in_one_stream(self, opened: Body | None) -> None:
@@ -339,7 +350,8 @@ class _OneVersion:
             first = next((run for run in self.runs if not run.is_complete), None)
             return None if first is None else (first.position, self.runs[-1].stop)
 
-        async def pour(body: Body) -> None:
+        async def pour(body: Body | StraightBody) -> None:
+            assert isinstance(body, Body)  # noqa: S101 - the straight road is for one segment
             for run in self.runs:
                 if not run.is_complete:
                     await self._pour(body, run)
@@ -349,15 +361,17 @@ class _OneVersion:
     async def _persist(
         self,
         missing: Callable[[], tuple[int, int] | None],
-        pour: Callable[[Body], Awaitable[None]],
+        pour: Callable[[Body | StraightBody], Awaitable[None]],
         opened: Body | None,
+        *,
+        may_be_straight: bool = False,
     ) -> None:
         """Ask for what is missing until nothing is, with patience renewed by every byte."""
         patience = self.options.patience()
         while (span := missing()) is not None:
             error: DownloaderError | None = None
             try:
-                async with self._body(opened, *span) as body:
+                async with self._body(opened, *span, may_be_straight=may_be_straight) as body:
                     await pour(body)
                     if body.position < body.stop:
                         error = StoreUnavailable("The store ended the body early")
@@ -378,7 +392,9 @@ class _OneVersion:
     # Requests and bytes.
 
     @contextlib.asynccontextmanager
-    async def _body(self, opened: Body | None, start: int, stop: int) -> AsyncIterator[Body]:
+    async def _body(
+        self, opened: Body | None, start: int, stop: int, *, may_be_straight: bool
+    ) -> AsyncIterator[Body | StraightBody]:
         if opened is not None:
             try:
                 yield opened
@@ -386,10 +402,21 @@ class _OneVersion:
                 opened.close()  # or the connection would stay until everything is done
             return
         version = self.version
+        road = self.options.straight_road
+        if may_be_straight and road is not None and stop - start >= self.options.straight_from:
+            straight = await self.source.straight(road, start, stop, version)
+            if straight is not None:
+                with contextlib.closing(straight):
+                    yield straight
+                return
         async with self.source.get(start, stop, version) as body:
-            if version.crc64 is None and body.version.crc64 is not None:
-                self._version = body.version
+            self._learn_checksum(body.version)
             yield body
+
+    def _learn_checksum(self, found: Version) -> None:
+        """Take over a checksum that an earlier reply has not told."""
+        if self.version.crc64 is None and found.crc64 is not None:
+            self._version = found
 
     async def _pour(self, body: Body, run: SegmentRun) -> None:
         """Write what the body brings of the segment; also what it brought before it broke."""
@@ -412,6 +439,18 @@ class _OneVersion:
         finally:
             if buffers:
                 await self._write(run, buffers)
+
+    async def _pour_straight(self, body: StraightBody, run: SegmentRun) -> None:
+        assert body.position == run.position  # noqa: S101 - or wrong bytes would be written
+        await body.pour(
+            run,
+            self.part,
+            rate_limit=self.options.rate_limit,
+            is_behind=self.checkpointer.is_behind,
+            count=self._count,
+        )
+        # Now only: of a head that broke off, the last number may be half of one.
+        self._learn_checksum(body.version)
 
     async def _write(self, run: SegmentRun, buffers: list[memoryview]) -> None:
         await in_thread(run.write, self.part, buffers)

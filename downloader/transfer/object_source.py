@@ -11,6 +11,7 @@ from downloader.errors import LinkRefused, ObjectChanged
 from downloader.hosts import HostRules
 from downloader.transfer.link import Link
 from downloader.transfer.ranged_get import Body, Version, ranged_get
+from downloader.transfer.straight import StraightBody, StraightRoad
 from downloader.transfer.throttle import SlowDown
 
 __all__ = ["ObjectSource"]
@@ -40,6 +41,16 @@ class ObjectSource:
         async with contextlib.AsyncExitStack() as stack:
             yield await self._opened(stack, start, stop, version)
 
+    async def straight(
+        self, road: StraightRoad, start: int, stop: int, version: Version
+    ) -> StraightBody | None:
+        """Send one ranged GET on the straight road; None if the plain way must be gone."""
+        await self._slow_down.wait()
+        parts = self._rules.check(await self._link.current())
+        if not road.leads_to(parts):
+            return None
+        return await road.ask(parts, start=start, stop=stop, version=version)
+
     async def _opened(
         self,
         stack: contextlib.AsyncExitStack,
@@ -56,11 +67,14 @@ class ObjectSource:
             )
             try:
                 return await stack.enter_async_context(get)
-            except LinkRefused:
+            except LinkRefused as refusal:
                 if renewals == MAX_RENEWALS:
                     raise
                 renewals += 1
-                await self._link.renewed(url)
+                try:
+                    await self._link.renewed(url)
+                except LinkRefused as error:  # the store's own words are what the user needs
+                    raise LinkRefused(f"{refusal}. {error}") from error
             except ObjectChanged:
                 # Everything would be thrown away: one strange reply is not enough for that.
                 if is_doubted:

@@ -7,13 +7,15 @@ import ctypes
 import errno
 import os
 import stat
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from downloader.errors import DiskError, DiskFull
 
-__all__ = ["PartFile", "disk_error"]
+__all__ = ["PAGE_BYTES", "PartFile", "disk_error"]
 
+PAGE_BYTES = 4096  # what offsets and lengths must be multiples of to pass the page cache by
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_RESERVATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
@@ -31,12 +33,21 @@ class PartFile:
         self.path = path
         self._descriptor = descriptor
         self._sync_error: OSError | None = None
+        self._direct: int | None = None
+        self._has_direct = True  # as far as is known
+        self._opening_direct = threading.Lock()
 
     @classmethod
-    def open(cls, path: Path) -> PartFile:
-        """Open or create the file, whatever is in it; links and special files are refused."""
+    def open(cls, path: Path, *, anew: bool = False) -> PartFile:
+        """Open or create the file, whatever is in it; links and special files are refused.
+
+        `anew` makes another file in the place of one that is there. It is never emptied: somebody
+        else may be writing to it, where no lock has kept us apart, and `confirm` tells him.
+        """
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         with _told(path, "opened"):
+            if anew and cls.size_on_disk(path) is not None:
+                path.unlink(missing_ok=True)
             try:
                 descriptor = os.open(path, flags, 0o644)
             except OSError as error:
@@ -85,11 +96,6 @@ class PartFile:
                 "free some space and run the same command again, it goes on where it stopped"
             )
 
-    def empty(self) -> None:
-        """Throw away every byte: the object is no longer the one they came from."""
-        with _told(self.path, "emptied"):
-            os.ftruncate(self._descriptor, 0)
-
     def write(self, offset: int, buffers: Sequence[bytes | memoryview]) -> int:
         """Write the buffers one after the other from `offset`; return how many bytes that was."""
         written = 0
@@ -97,6 +103,48 @@ class PartFile:
             for first in range(0, len(buffers), _MAX_BUFFERS):
                 written += self._write_all(offset + written, buffers[first : first + _MAX_BUFFERS])
         return written
+
+    def write_aligned(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Write one page-aligned buffer, its whole pages past the page cache where that works.
+
+        A file system without O_DIRECT (tmpfs, some network disks and overlays) gets an ordinary
+        write, and so does what is no whole page.
+        """
+        (buffer,) = buffers
+        count = len(buffer) - len(buffer) % PAGE_BYTES
+        if count and offset % PAGE_BYTES == 0:
+            done = self._write_direct(offset, buffer[:count])
+            return done + (self.write(offset + done, [buffer[done:]]) if done < len(buffer) else 0)
+        return self.write(offset, buffers)
+
+    def _write_direct(self, offset: int, buffer: memoryview) -> int:
+        """Write what can be written directly; return how many bytes that was, maybe none."""
+        descriptor = self._direct_descriptor()
+        if descriptor is None:
+            return 0
+        with _told(self.path, "written"):
+            try:
+                return os.pwrite(descriptor, buffer, offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+        self._has_direct = False
+        return 0
+
+    def _direct_descriptor(self) -> int | None:
+        if self._direct is None and self._has_direct:
+            with self._opening_direct:
+                if self._direct is None:
+                    self._open_direct()
+        return self._direct if self._has_direct else None
+
+    def _open_direct(self) -> None:
+        flags = os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_DIRECT", 0)
+        try:
+            # By way of the open file: the path may lead elsewhere by now.
+            self._direct = os.open(f"/proc/self/fd/{self._descriptor}", flags)
+        except OSError:
+            self._has_direct = False
 
     def _write_all(self, offset: int, buffers: Sequence[bytes | memoryview]) -> int:
         total = sum(len(buffer) for buffer in buffers)
@@ -136,8 +184,11 @@ class PartFile:
                 self._sync_error = error
                 raise
 
-    def confirm(self, size: int) -> None:
-        """Make sure that the path still leads to this very file, and that it has its size."""
+    def confirm(self, size: int) -> tuple[int, int]:
+        """Make sure that the path still leads to this very file, and that it has its size.
+
+        Returns its device and inode, by which it can be known again.
+        """
         with _told(self.path, "looked at"):
             ours, there = os.fstat(self._descriptor), os.lstat(self.path)
         if (ours.st_dev, ours.st_ino) != (there.st_dev, there.st_ino) or ours.st_size != size:
@@ -145,11 +196,14 @@ class PartFile:
                 f"{self.path} was replaced or cut by another program while it was being written; "
                 "run the same command again"
             )
+        return ours.st_dev, ours.st_ino
 
     def close(self) -> None:
         """Close the file; what was not synced may still be lost with the power."""
-        with contextlib.suppress(OSError):  # no checkpoint tells of what was not synced
-            os.close(self._descriptor)
+        for descriptor in (self._direct, self._descriptor):
+            with contextlib.suppress(OSError):  # no checkpoint tells of what was not synced
+                if descriptor is not None:
+                    os.close(descriptor)
 
 
 def disk_error(error: OSError, path: Path, deed: str) -> DiskError:

@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
@@ -24,10 +25,11 @@ from downloader.errors import (
 )
 from downloader.hosts import HostRules
 from downloader.logs import printable
+from downloader.network import is_lasting_refusal, proxy_for, refused_by_proxy, untrusted
 from downloader.retry import retry_after_seconds
 from downloader.transfer.plan import is_strong_etag
 
-__all__ = ["Body", "Version", "ranged_get"]
+__all__ = ["Body", "ReplyHead", "Version", "partial_span", "ranged_get"]
 
 MAX_REDIRECTS = 5
 MAX_ERROR_BYTES = 64 * 1024
@@ -45,6 +47,28 @@ class Version:
     etag: str | None
     size: int  # bytes of the whole object
     crc64: int | None  # of the whole object; None if the store does not know it
+
+
+class Headers(Protocol):
+    """Headers by their names, in upper or lower case."""
+
+    def get(self, name: str, default: str, /) -> str:
+        """Return a header's value."""
+        ...
+
+
+class ReplyHead(Protocol):
+    """What is looked at of a reply, whoever has received it."""
+
+    @property
+    def headers(self) -> Headers:
+        """Its headers."""
+        ...
+
+    @property
+    def content_length(self) -> int | None:
+        """Bytes of the body, if that was told."""
+        ...
 
 
 class Body:
@@ -155,10 +179,18 @@ async def _following_redirects(
 async def _sent(
     session: aiohttp.ClientSession, url: str, headers: Mapping[str, str]
 ) -> aiohttp.ClientResponse:
+    proxy = proxy_for(url)
     with _passing_faults():
         try:
-            # encoded=True: a signature is over the link as it was written.
-            return await session.get(URL(url, encoded=True), headers=headers, allow_redirects=False)
+            return await session.get(
+                URL(url, encoded=True),  # a signature is over the link as it was written
+                headers=headers,
+                allow_redirects=False,
+                proxy=proxy.url,
+                proxy_headers=proxy.headers,
+            )
+        except aiohttp.ClientConnectorCertificateError:
+            raise  # which is a ValueError too
         except ValueError as error:  # also aiohttp's InvalidURL, and text that cannot be sent
             raise TransferError(f"{redacted(url)} is not a link that can be followed") from error
 
@@ -177,10 +209,10 @@ def _passing_faults() -> Iterator[None]:
     try:
         yield
     except aiohttp.ClientConnectorCertificateError as error:
-        raise TransferError(
-            f"The certificate of {error.host} is not trusted: {error.certificate_error}; behind "
-            "a proxy with its own authority, set SSL_CERT_FILE to that authority's certificate"
-        ) from error
+        raise TransferError(untrusted(error)) from error
+    except aiohttp.ClientHttpProxyError as error:
+        kind = TransferError if is_lasting_refusal(error) else StoreUnavailable
+        raise kind(refused_by_proxy(error)) from error
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise StoreUnavailable(_fault_sentence(error)) from error
 
@@ -188,6 +220,9 @@ def _passing_faults() -> Iterator[None]:
 def _fault_sentence(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "The store sent nothing for too long"
+    if isinstance(error, aiohttp.ClientProxyConnectionError):
+        reason = error.os_error.strerror or error
+        return f"The proxy at {error.host}:{error.port} cannot be reached: {reason}"
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"The store at {error.host} cannot be reached: {error.os_error.strerror or error}"
     if isinstance(error, aiohttp.ClientPayloadError):
@@ -210,7 +245,20 @@ async def _checked(
 def _partial_body(
     response: aiohttp.ClientResponse, start: int, stop: int, version: Version | None
 ) -> Body:
-    header = response.headers.get("Content-Range", "")
+    found, first, behind = partial_span(response, start, stop, version)
+    return Body(found, first, behind, response)
+
+
+def partial_span(
+    reply: ReplyHead, start: int, stop: int, version: Version | None
+) -> tuple[Version, int, int]:
+    """Hold a 206 against what was asked; return its version and the range [start, stop) it has.
+
+    Raises:
+        BadStoreReply: it does not fit the request.
+        ObjectChanged: it is about another version.
+    """
+    header = reply.headers.get("Content-Range", "")
     match = _CONTENT_RANGE.fullmatch(header.strip())
     if match is None:
         raise BadStoreReply(f"The store answered 206 with the Content-Range {header!r}")
@@ -218,9 +266,9 @@ def _partial_body(
     asked = f"bytes {start}-{stop - 1}"
     if first != start or not start <= last < min(stop, total):
         raise BadStoreReply(f"The store was asked for {asked} and answered {header!r}")
-    if response.content_length not in (None, last + 1 - first):
-        raise BadStoreReply(f"The store announced {response.content_length} bytes for {header!r}")
-    return Body(_same_version(response, total, version), first, last + 1, response)
+    if reply.content_length not in (None, last + 1 - first):
+        raise BadStoreReply(f"The store announced {reply.content_length} bytes for {header!r}")
+    return _same_version(reply, total, version), first, last + 1
 
 
 def _whole_body(response: aiohttp.ClientResponse, version: Version | None) -> Body:
@@ -243,11 +291,11 @@ def _unsatisfied(
     return BadStoreReply(f"The store has nothing at offset {start} (416, {header!r})")
 
 
-def _same_version(response: aiohttp.ClientResponse, total: int, version: Version | None) -> Version:
+def _same_version(reply: ReplyHead, total: int, version: Version | None) -> Version:
     """Read the reply's version and hold it against the one that is being transferred."""
-    etag = response.headers.get("ETag", "").strip()
+    etag = reply.headers.get("ETag", "").strip()
     strong = etag if is_strong_etag(etag) else None
-    crc = response.headers.get("x-oss-hash-crc64ecma", "").strip()
+    crc = reply.headers.get("x-oss-hash-crc64ecma", "").strip()
     crc64 = int(crc) if crc.isascii() and crc.isdigit() and len(crc) <= 20 else None  # noqa: PLR2004
     found = Version(etag=strong, size=total, crc64=crc64)
     if version is None:

@@ -48,12 +48,18 @@ class SegmentRun:
         """Return the segment as it may be remembered once the part file has been synced."""
         return Segment(start=self.start, stop=self.stop, watermark=self.position - self.start)
 
-    def write(self, part: PartFile, buffers: Sequence[memoryview]) -> None:
-        """Write the buffers at the position and move on; blocks."""
+    def write(
+        self, part: PartFile, buffers: Sequence[memoryview], *, is_aligned: bool = False
+    ) -> None:
+        """Write the buffers at the position and move on; blocks.
+
+        `is_aligned`: there is one buffer, and it begins at a page of memory.
+        """
         crc = self._new_crc
         for buffer in buffers:
             crc = crc64_of(buffer, crc)
-        written = part.write(self.position, buffers)
+        write = part.write_aligned if is_aligned else part.write
+        written = write(self.position, buffers)
         self._new_crc = crc
         self.position += written
 

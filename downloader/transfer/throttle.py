@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable
 
@@ -24,11 +25,14 @@ class RateLimit:
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        wait: Callable[[threading.Event, float], object] = threading.Event.wait,
     ) -> None:
         self.bytes_per_second = bytes_per_second
         self._clock = clock
         self._sleep = sleep
+        self._wait = wait
         self._free_at = 0.0
+        self._lock = threading.Lock()
 
     @property
     def portion(self) -> int:
@@ -37,14 +41,25 @@ class RateLimit:
             return MAX_PORTION
         return max(1, min(MAX_PORTION, int(self.bytes_per_second * PORTION_SECONDS)))
 
+    def reserve(self, count: int) -> float:
+        """Take `count` bytes and return how many seconds to wait for them; safe in any thread."""
+        if not self.bytes_per_second:
+            return 0.0
+        with self._lock:
+            now = self._clock()
+            free_at = max(self._free_at, now - BURST_SECONDS) + count / self.bytes_per_second
+            self._free_at = free_at
+        return max(0.0, free_at - now)
+
+    def hold(self, count: int, stopping: threading.Event) -> None:
+        """Block until `count` more bytes may have arrived, or until `stopping` is set."""
+        if seconds := self.reserve(count):
+            self._wait(stopping, seconds)
+
     async def take(self, count: int) -> None:
         """Return when `count` more bytes may have arrived."""
-        if not self.bytes_per_second:
-            return
-        now = self._clock()
-        self._free_at = max(self._free_at, now - BURST_SECONDS) + count / self.bytes_per_second
-        if self._free_at > now:
-            await self._sleep(self._free_at - now)
+        if seconds := self.reserve(count):
+            await self._sleep(seconds)
 
 
 class SlowDown:

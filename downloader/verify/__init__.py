@@ -62,8 +62,6 @@ def check_result(
     for name in sorted(files):
         if _is_index(name) and _is_vcf(_data_name(name)) and _data_name(name) in files:
             continue  # checked together with its VCF
-        if has_check(name):
-            check.on_file(name)
         warnings += check.one_vcf(name) if _is_vcf(name) else check.other(name)
     return warnings
 
@@ -104,6 +102,7 @@ class _Check:
     stopped: Stop
 
     def one_vcf(self, name: str) -> list[str]:
+        self.on_file(name)
         path = self.files[name]
         indexes = [name + suffix for suffix in INDEX_SUFFIXES if name + suffix in self.files]
         with _named(name):
@@ -137,13 +136,16 @@ class _Check:
         path = self.files[name]
         with _named(name):
             if _is_index(name):
+                self.on_file(name)
                 self._blocks(path)
                 pair.check_tables(path)
                 if _data_name(name) not in self.files:
                     return [f"{name}: the file that it is an index of is not there."]
             elif name.lower().endswith(".vcf"):
+                self.on_file(name)
                 vcf.check_header(path)
             elif name.lower().endswith(COMPRESSED_SUFFIXES) and bgzf.is_bgzf(path):
+                self.on_file(name)
                 self._blocks(path)
         return []
 
@@ -187,4 +189,5 @@ def _named(name: str) -> Iterator[None]:
     except Flaw as flaw:
         raise VerificationFailed(f"{name} {flaw}.", name=name) from flaw
     except OSError as error:
-        raise DiskError(f"{name} cannot be read: {error.strerror or error}.") from error
+        sentence = f"{name} cannot be read: {error.strerror or error}."
+        raise DiskError(sentence, name=name) from error

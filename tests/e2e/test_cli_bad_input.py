@@ -222,3 +222,31 @@ async def test_a_place_that_stdout_cannot_spell_is_spelled_out(program, sandbox)
     assert ended.exit_code == 0
     assert ended.stdout == f"{program.cwd}/\\u7ed3\\u679c/{task_id}\n"
     assert (program.cwd / "结果" / task_id).exists()
+
+
+async def test_a_destination_that_is_no_utf8_is_told_by_its_name(bare):
+    sentence = await refused(bare, "fetch", "task", "--dest", os.fsdecode(b"/x/\xff"), exit_code=2)
+    assert "--dest" in sentence
+    assert "/x/" in sentence
+    assert "UTF-8" in sentence
+
+
+async def test_a_working_directory_that_is_no_utf8_is_no_destination(bare):
+    bare.cwd = bare.cwd / os.fsdecode(b"b\xfft")
+    bare.cwd.mkdir()
+    sentence = await refused(bare, "fetch", "task", exit_code=2, without=("BGE_DEST",))
+    assert sentence == f"The destination {bare.cwd.parent}/b?t is no UTF-8; choose another --dest"
+
+
+@pytest.mark.parametrize("command", [["fetch", "task"], ["status"], ["doctor"]])
+async def test_a_state_in_another_database_is_a_wrong_setting(bare, command):
+    url = "mysql://me:geheim@host/state"
+    sentence = await refused(bare, *command, "--state", url, exit_code=2)
+    assert "--state" in sentence
+    assert "geheim" not in sentence
+
+
+async def test_a_sentence_steers_no_terminal_and_tells_no_secret(bare):
+    said = "\x1b]0;owned\x07\n?Signature=geheim"
+    sentence = await refused(bare, "verify", said, exit_code=2)
+    assert sentence.startswith("?]0;owned? ?Signature=… is neither a path")

@@ -85,7 +85,7 @@ async def test_verify_finds_a_flipped_byte_by_path_and_by_task(program, sandbox)
     assert damaged.exit_code == 5
     assert damaged.stdout == "FAILED  a.vcf.gz\nOK      a.vcf.gz.tbi\n"
     assert "its CRC-64 on disk is" in damaged.complaints[0]
-    assert "are not what they must be" in damaged.complaints[-1]
+    assert damaged.complaints[-1] == "1 of 2 files is not what it must be"
     assert tree(place) == before
 
     # From elsewhere, with another destination: the state knows the place. JSON tells it too.
@@ -109,6 +109,14 @@ async def test_verify_of_what_is_not_there_is_a_usage_error(program):
     ended = await program.run("verify", "nowhere")
     assert (ended.exit_code, ended.stdout) == (2, "")
     assert ended.sentence.startswith("nowhere is neither a path that exists nor a task")
+
+
+@pytest.mark.parametrize("target", ["/dev/null", "/etc/passwd", "data.bin"])
+async def test_verify_of_what_nothing_can_prove_is_a_usage_error(program, target):
+    (program.cwd / "data.bin").write_bytes(b"anything")
+    ended = await program.run("verify", target)
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert "there is nothing to verify it by" in ended.sentence
 
 
 # doctor

@@ -81,11 +81,18 @@ async def test_the_follower_takes_over_from_one_that_was_killed(program, sandbox
     assert published(program.dest / "task") == {"data.bin": BIG}
 
 
+async def test_status_does_not_call_a_dead_process_busy(program, first):
+    assert "transferring" in (await program.run("status")).stdout
+    first.signal(signal.SIGKILL)
+    await first.ends()
+    assert "interrupted" in (await program.run("status")).stdout
+
+
 async def test_with_two_states_the_second_process_keeps_its_hands_off(program, sandbox, first):
     """The state does not tell it of the first one; the lock on the directory does."""
     other = program.state.with_name("other.db")
     ended = await program.run("fetch", "task", "--state", other, "--quiet")
     assert ended.exit_code == 1
-    assert "with another state file" in ended.sentence
+    assert "Another process is working in" in ended.sentence
     sandbox.store.clear_faults()
     assert (await first.ends()).exit_code == 0

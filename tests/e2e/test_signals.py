@@ -70,7 +70,7 @@ async def test_a_signal_while_waiting_for_the_platform(program, sandbox):
     ended = await stopped(running, signal.SIGINT)
     assert (ended.exit_code, ended.stdout) == (130, "")
     assert ended.sentence == (
-        "Interrupted before any byte was received. "
+        "Interrupted before any byte was safe on disk. "
         f"To go on: bge-downloader fetch {task_id} --checksums md5"
     )
     again = await typed(program, ended)
@@ -87,14 +87,15 @@ async def test_a_signal_in_a_transfer_keeps_what_it_says(program, sandbox):
     assert ended.exit_code == 143
     assert not (program.dest / "task").exists()
     last = ended.events[-1]
-    assert (last["event"], last["task_id"], last["size"]) == ("interrupted", "task", len(BIG))
-    assert last["safe_bytes"] >= HELD
+    safe = last.pop("safe_bytes")
+    assert safe >= HELD
+    assert last == {"event": "interrupted", "task_id": "task", "size": len(BIG), "exit_code": 143}
     sandbox.store.forget_requests()
     again = await typed(program, ended)
     assert again.exit_code == 0
     resumed = again.events[-1]["resumed_bytes"]
-    assert resumed >= HELD
-    assert told(ended) == f"{format_bytes(resumed)} of 6.0 MiB ({resumed / len(BIG):.0%})"
+    assert resumed == safe
+    assert told(ended) == f"{format_bytes(resumed)} of 6.0 MiB ({100 * resumed // len(BIG)} %)"
     assert sandbox.store.bytes_served == len(BIG) - resumed
     assert published(program.dest / "task") == {"data.bin": BIG}
 
@@ -139,12 +140,23 @@ async def test_a_signal_while_the_files_are_verified(program, sandbox, tmp_path)
     await running.says("checking large.vcf.gz")
     ended = await stopped(running, signal.SIGTERM)
     assert (ended.exit_code, ended.stdout) == (143, "")
-    assert "(100%) are safe on disk" in ended.complaints[-1]
+    assert "(100 %) are safe on disk" in ended.complaints[-1]
     assert not (program.dest / task_id).exists()
     sandbox.store.forget_requests()
     assert (await typed(program, ended)).exit_code == 0
     assert published(program.dest / task_id)["large.vcf.gz"] == vcf.read_bytes()
     assert sandbox.store.bytes_served <= 2  # a byte of each file, to ask for its version
+
+
+async def test_json_tells_each_unfinished_task_and_no_size_that_nobody_knows(program, sandbox):
+    done, waiting = sandbox.add_task(PAIR), sandbox.add_task(PAIR, states=("PENDING",))
+    running = await program.start("fetch", done, waiting, "--json", "--quiet")
+    await running.says('"event": "published"', stream="stdout")
+    ended = await stopped(running, signal.SIGINT)
+    assert (ended.exit_code, ended.stderr) == (130, "")
+    interrupted = {"event": "interrupted", "task_id": waiting, "safe_bytes": 0, "size": None}
+    told = [event for event in ended.events if event["event"] == "interrupted"]
+    assert told == [{**interrupted, "exit_code": 130}]
 
 
 async def test_quiet_is_quiet_when_interrupted_too(program, sandbox):

@@ -664,7 +664,7 @@ def test_the_vendors_own_code_runs_and_ends_quietly(platform):
     names = f"app_key, app_secret, endpoint = {KEY!r}, {SECRET!r}, {platform.url!r}"
     code = f"from downloader.api import PrivateAPI\n{names}\n{VENDOR_DOCUMENT}"
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", code],
+        [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
         check=True,
         env={**os.environ, "PYTHONIOENCODING": "utf-8", "TZ": "America/Los_Angeles"},

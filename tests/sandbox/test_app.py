@@ -1,5 +1,7 @@
 """Real settings become ready objects, and what they fetch is whole."""
 
+import ssl
+
 import pytest
 from fetch_helpers import NOTES, PAIR, READY, TBI, VCF
 
@@ -101,7 +103,7 @@ async def test_a_body_is_stored_as_it_came_whatever_its_label_says(sandbox):
 
 async def test_a_body_of_days_has_no_time_limit_but_silence_has(sandbox):
     settings = load_settings({"stall_timeout": "7s", "connect_timeout": "3s"})
-    async with store_session(settings) as session:
+    async with store_session(settings, tls=ssl.create_default_context()) as session:
         assert session.timeout.total is None
         assert (session.timeout.sock_read, session.timeout.sock_connect) == (7, 3)
         assert not session.auto_decompress

@@ -174,12 +174,21 @@ async def test_an_empty_state_is_one_that_will_be_made(sandbox, tmp_path):
     assert path.read_bytes() == b""
 
 
+@pytest.mark.parametrize(("tasks", "known"), [(0, "0 tasks"), (1, "1 task"), (2, "2 tasks")])
+async def test_a_state_tells_how_much_it_knows(sandbox, tmp_path, tasks, known):
+    path = tmp_path / "state.db"
+    with StateStore.open(path) as store:
+        for number in range(tasks):
+            store.ensure_task(f"t{number}", "/results")
+    assert (await diagnosed(state=str(path)))["state"].found == f"{path}, {known} known"
+
+
 async def test_a_state_that_is_in_use_is_looked_at_beside_its_user(sandbox, tmp_path):
     path = tmp_path / "state.db"
     with StateStore.open(path) as store:
         store.ensure_task("t1", "/results")
         found = (await diagnosed(state=str(path)))["state"]
-    assert (found.verdict, found.found) == ("ok", str(path))
+    assert (found.verdict, found.found) == ("ok", f"{path}, 1 task known")
 
 
 async def test_a_variable_that_is_no_setting_is_told_with_the_nearest_one(sandbox, monkeypatch):

@@ -45,6 +45,15 @@ async def test_the_state_knows_the_end_and_the_history_tells_the_way(rig):
     assert words == ["PENDING", "STARTED", "SUCCESS"]
 
 
+async def test_the_history_counts_as_people_do(rig):
+    one, two = rig.sandbox.add_task({"run/notes.txt": NOTES}), rig.sandbox.add_task(PAIR)
+    planned = []
+    for task_id in (one, two):
+        await rig.fetch(task_id)
+        planned += [each.message for each in await rig.events(task_id) if each.kind == "planned"]
+    assert planned == ["1 file is to come", "2 files are to come"]
+
+
 async def test_a_status_that_stays_is_told_once(rig):
     """A task that is pending for a week must not fill its history with that."""
     task_id = rig.sandbox.add_task(PAIR, states=("PENDING", "SUCCESS"), polls_per_state=5)

@@ -1,7 +1,10 @@
 """Several fetches of one task: one does the work, the others follow it or leave it alone."""
 
 import asyncio
+import errno
+import fcntl
 import os
+import stat
 import subprocess
 import sys
 
@@ -9,7 +12,7 @@ import pytest
 from fetch_helpers import NOTES, PAIR, TBI, VCF, Heard
 
 from downloader import holding
-from downloader.errors import DestinationTaken, ObjectMissing, TaskFailed, TaskNotReady
+from downloader.errors import DestinationTaken, DiskError, ObjectMissing, TaskFailed, TaskNotReady
 from downloader.fetch import FollowedFailure
 from downloader.polling import PollOptions
 from downloader.sandbox import Fault
@@ -243,12 +246,60 @@ async def test_another_states_fetch_into_the_same_place_is_refused(rig, stranger
     first = asyncio.ensure_future(rig.fetch(task_id))
     await held.happened.wait()
     error = await rig.fails(task_id, DestinationTaken, store=stranger)
-    assert "another state file" in str(error)
+    assert "Another process is working in" in str(error)
     assert error.exit_code == 1
     held.release()
     assert not (await first).already_published
     assert (await rig.fetch(task_id, store=stranger)).already_published
     assert (await rig.task(task_id, store=stranger)).phase is Phase.PUBLISHED
+
+
+def without_locks_on(kinds, monkeypatch):
+    """Let `flock` fail as it does on network disks, for descriptors of these kinds."""
+    lock = fcntl.flock
+
+    def refuse(descriptor, operation):
+        if stat.S_IFMT(os.fstat(descriptor).st_mode) in kinds:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+async def test_where_directories_have_no_locks_a_file_is_locked(rig, stranger, monkeypatch):
+    """NFS locks what is open for writing, and no directory is."""
+    without_locks_on({stat.S_IFDIR}, monkeypatch)
+    task_id = rig.add()
+    held = rig.sandbox.store.inject(Fault.STALL, key=KEY, after=100)
+    first = asyncio.ensure_future(rig.fetch(task_id))
+    await held.happened.wait()
+    error = await rig.fails(task_id, DestinationTaken, store=stranger)
+    assert "Another process is working in" in str(error)
+    held.release()
+    await first
+
+
+async def test_where_there_are_no_locks_nothing_wrong_is_published(rig, stranger, monkeypatch):
+    """Lustre may have none: who has lost his file to another must notice, whatever its name is."""
+    without_locks_on({stat.S_IFDIR, stat.S_IFREG}, monkeypatch)
+    task_id = rig.add({"run/data.bin": NOTES * 50})
+    held = rig.sandbox.store.inject(Fault.STALL, key="run/data.bin", after=40_000)
+    first = asyncio.ensure_future(rig.fetch(task_id))
+    await held.happened.wait()
+    rig.sandbox.store.inject(Fault.STALL, key="run/data.bin", after=10)
+    heard = Heard()
+    intruder = asyncio.ensure_future(rig.fetch(task_id, store=stranger, reporter=heard))
+    await heard.hears("received")
+    intruder.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await intruder
+    held.release()
+    with pytest.raises(DiskError, match="replaced or cut by another program"):
+        await first
+    assert not rig.final(task_id).exists()
+    rig.sandbox.store.clear_faults()
+    await rig.fetch(task_id)
+    assert rig.published(task_id) == {"data.bin": NOTES * 50}
 
 
 async def test_what_another_state_has_published_meanwhile_is_not_fetched_again(rig, stranger):

@@ -187,6 +187,40 @@ async def test_an_index_of_another_vcf_is_the_one_at_fault(tmp_path):
     assert [finding.name for finding in found.findings if finding.problem] == ["a.vcf.gz.tbi"]
 
 
+async def test_a_damaged_index_does_not_blame_its_vcf(tmp_path):
+    (tmp_path / "a.vcf.gz").write_bytes(VCF)
+    (tmp_path / "a.vcf.gz.tbi").write_bytes(TBI[:-30])
+    found = await recheck(tmp_path, level="full")
+    assert [finding.name for finding in found.findings if finding.problem] == ["a.vcf.gz.tbi"]
+
+
+async def test_a_vcf_that_cannot_be_read_does_not_blame_its_index(open_directory, as_nobody):
+    (open_directory / "a.vcf.gz").write_bytes(VCF)
+    (open_directory / "a.vcf.gz.tbi").write_bytes(TBI)
+    (open_directory / "a.vcf.gz").chmod(0)
+    with as_nobody():
+        found = await recheck(open_directory, level="full")
+    assert [finding.name for finding in found.findings if finding.problem] == ["a.vcf.gz"]
+
+
+async def test_a_file_in_a_folder_of_a_result_is_held_against_its_manifest(result):
+    """Its manifest stands further up."""
+    path = result / "logs/notes.txt"
+    found = await recheck(path, level="off")
+    assert [finding.name for finding in found.findings] == ["logs/notes.txt"]
+    assert found.findings[0].crc64ecma == str(crc64.xz(NOTES))
+    path.write_bytes(NOTES[::-1])
+    [problem] = (await recheck(path, level="off")).problems
+    assert problem.startswith("logs/notes.txt is damaged")
+
+
+@pytest.mark.parametrize("name", ["a.vcf.gz", "."])
+async def test_with_the_checks_off_nothing_is_good_without_a_manifest(tmp_path, name):
+    (tmp_path / "a.vcf.gz").write_bytes(samples.without_eof(VCF))
+    with pytest.raises(InvalidArgument, match="nothing to verify it by"):
+        await recheck(tmp_path / name, level="off")
+
+
 @pytest.mark.parametrize("name", ["data.bin", "notes.txt.gz"])
 async def test_a_file_that_nothing_can_prove_is_refused(tmp_path, name):
     """To say OK of it would be no truth."""

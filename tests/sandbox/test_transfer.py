@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from transfer_helpers import DATA, KEY, MIB, PROBE, SMALL, reply, scripted_server
+from transfer_helpers import DATA, KEY, MIB, PROBE, SMALL, around_writes, reply, scripted_server
 
 from downloader.errors import DiskFull, HostNotAllowed
 from downloader.hosts import HostRules
@@ -51,7 +51,7 @@ async def test_one_connection_is_enough(rig):
     rig.use(segments=1)
     await rig.transfer()
     assert rig.on_disk == DATA
-    assert rig.store.connections_peak == 1
+    assert rig.store.connections_peak <= (2 if rig.is_straight else 1)  # one is the probe's
 
 
 async def test_every_request_after_the_first_names_the_version(rig):
@@ -172,25 +172,35 @@ async def test_what_does_not_fit_on_the_disk_is_not_begun(rig):
 
 async def test_the_rate_limit_is_obeyed_by_all_segments_together(rig):
     clock = LimiterClock()
-    rig.use(rate_limit=RateLimit(MIB, clock=clock, sleep=clock.sleep))
+    rig.use(rate_limit=RateLimit(MIB, clock=clock, sleep=clock.sleep, wait=clock.wait))
     await rig.transfer()
     assert clock.now == pytest.approx(len(DATA) / MIB, abs=0.06)
     assert rig.on_disk == DATA
 
 
 class LimiterClock:
-    """A clock that only the limiter's own pauses put forward."""
+    """A clock that only the limiter's own pauses put forward, those of threads too."""
 
     def __init__(self):
         self.now = 0.0
+        self._lock = threading.Lock()
+        self._looked_at = threading.local()
 
     def __call__(self):
+        self._looked_at.now = self.now
         return self.now
 
     async def sleep(self, seconds):
-        until = self.now + seconds
+        until = self._looked_at.now + seconds
         await asyncio.sleep(0)
-        self.now = max(self.now, until)
+        self._go_on(until)
+
+    def wait(self, _, seconds):
+        self._go_on(self._looked_at.now + seconds)
+
+    def _go_on(self, until):
+        with self._lock:
+            self.now = max(self.now, until)
 
 
 async def test_a_slow_disk_holds_the_network_back(rig, monkeypatch):
@@ -199,14 +209,13 @@ async def test_a_slow_disk_holds_the_network_back(rig, monkeypatch):
     rig.store.put(KEY, data)
     rig.use(segment_size=8 * MIB)
     loop, entered, released = asyncio.get_running_loop(), asyncio.Semaphore(0), threading.Event()
-    write = PartFile.write
 
-    def slow_write(self, offset, buffers):
+    def slow_write(write, _):
         loop.call_soon_threadsafe(entered.release)
         assert released.wait(30)
-        return write(self, offset, buffers)
+        return write()
 
-    monkeypatch.setattr(PartFile, "write", slow_write)
+    around_writes(monkeypatch, slow_write)
     running = asyncio.ensure_future(rig.transfer())
     for _ in range(3):
         await entered.acquire()
@@ -220,10 +229,10 @@ async def test_a_slow_disk_holds_the_network_back(rig, monkeypatch):
 async def test_a_checkpoint_never_tells_of_bytes_that_were_not_synced(rig, monkeypatch):
     """What is written while the disk syncs belongs to the next checkpoint."""
     lock, done, synced = threading.Lock(), set(), [frozenset()]
-    write, sync = PartFile.write, PartFile.sync
+    sync = PartFile.sync
 
-    def noted_write(self, offset, buffers):
-        written = write(self, offset, buffers)
+    def noted_write(write, offset):
+        written = write()
         with lock:
             done.add((offset, offset + written))
         return written
@@ -234,7 +243,7 @@ async def test_a_checkpoint_never_tells_of_bytes_that_were_not_synced(rig, monke
         sync(self)
         synced.append(before)
 
-    monkeypatch.setattr(PartFile, "write", noted_write)
+    around_writes(monkeypatch, noted_write)
     monkeypatch.setattr(PartFile, "sync", noted_sync)
     monkeypatch.setattr("downloader.transfer.checkpointing.MIN_SAVE_SECONDS", 0)
     save = rig.checkpoints.save

@@ -34,11 +34,15 @@ WHERE = [0, PROBE + 5]  # in the probe's body, in another segment's
 @pytest.mark.parametrize("fault", [Fault.CUT, Fault.RESET, Fault.TRUNCATE_CHUNKED])
 async def test_a_body_that_breaks_off_is_gone_on_with(rig, fault, covering):
     """What came before the break is kept: no byte is written twice."""
-    rig.store.inject(fault, covering=covering, after=400_000)
+    # What has no length is given up on the straight road, and asked for again by the plain way.
+    is_again = rig.is_straight and covering > PROBE and fault is Fault.TRUNCATE_CHUNKED
+    rig.store.inject(fault, covering=covering, after=400_000, times=2 if is_again else 1)
     done = await rig.transfer()
     assert rig.on_disk == DATA
     assert done.received_bytes == len(DATA)
-    if fault is not Fault.RESET:  # which takes from the kernel what was sent and not read
+    if (
+        fault is not Fault.RESET and not is_again
+    ):  # the former takes from the kernel what was sent and not read
         assert rig.store.bytes_served == len(DATA)
 
 
@@ -134,7 +138,8 @@ async def test_patience_ends_after_so_many_attempts_without_a_byte(
     rig.store.inject(fault, times=None, **details)
     with pytest.raises(error, match=f"{sentence}.*given up after 4 attempts in a row"):
         await rig.transfer()
-    assert len(rig.store.requests) in (4, 5)  # the probe's own attempts are counted for themselves
+    # The probe's own attempts are counted for themselves; what is strange is asked for both ways.
+    assert 4 <= len(rig.store.requests) <= (7 if rig.is_straight else 5)
 
 
 async def test_a_wrong_total_of_the_probe_is_found_out(rig):
@@ -241,7 +246,8 @@ async def test_another_etag_is_another_version_even_if_the_precondition_was_igno
     def replace():
         rig.heard.when_sized = lambda: None
         new = rig.store.replace(KEY, OTHER).etag
-        rig.store.inject(Fault.ETAG_CHANGED, times=4, etag=new)
+        # Two segments, and each is asked for twice; on the straight road once before.
+        rig.store.inject(Fault.ETAG_CHANGED, times=6 if rig.is_straight else 4, etag=new)
 
     rig.heard.when_sized = replace
     await rig.transfer()

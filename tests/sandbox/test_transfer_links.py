@@ -175,7 +175,9 @@ async def test_a_redirect_from_https_to_http_is_not_followed():
 
 
 async def test_a_redirect_in_the_middle_of_a_transfer_is_checked_too(rig):
-    rig.store.inject(Fault.REDIRECT, covering=PROBE + MIB, location="https://evil.example/a")
+    # Twice: the straight road follows no redirect, and leaves it to the plain way.
+    evil = "https://evil.example/a"
+    rig.store.inject(Fault.REDIRECT, covering=PROBE + MIB, location=evil, times=2)
     with pytest.raises(HostNotAllowed):
         await rig.transfer()
 

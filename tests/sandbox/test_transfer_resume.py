@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transfer_helpers import DATA, KEY, MIB, OTHER, PROBE, SMALL, rig_in
+from transfer_helpers import DATA, KEY, MIB, OTHER, PROBE, SMALL, WAYS, around_writes, rig_in
 
 from downloader.errors import DiskError, DiskFull, ObjectChanged, VerificationFailed
 from downloader.sandbox import Fault
@@ -79,14 +79,13 @@ async def test_it_goes_on_however_often_it_is_interrupted(rig):
 async def test_a_run_cancelled_in_the_middle_of_a_write_waits_for_it(rig, monkeypatch):
     """However often: a late write must not meet a descriptor that is another file's by then."""
     loop, entered, released = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
-    write = PartFile.write
 
-    def slow_write(self, offset, buffers):
+    def slow_write(write, _):
         loop.call_soon_threadsafe(entered.set)
         assert released.wait(30)
-        return write(self, offset, buffers)
+        return write()
 
-    monkeypatch.setattr(PartFile, "write", slow_write)
+    around_writes(monkeypatch, slow_write)
     running = asyncio.ensure_future(rig.transfer())
     await entered.wait()
     for _ in range(3):
@@ -104,10 +103,10 @@ async def test_a_run_cancelled_while_it_opens_the_file_leaves_it_closed(rig, mon
     opened = []
     really_open = PartFile.open
 
-    def slow_open(path):
+    def slow_open(path, **how):
         loop.call_soon_threadsafe(entered.set)
         assert released.wait(30)
-        opened.append(really_open(path))
+        opened.append(really_open(path, **how))
         return opened[0]
 
     monkeypatch.setattr(PartFile, "open", slow_open)
@@ -118,12 +117,13 @@ async def test_a_run_cancelled_while_it_opens_the_file_leaves_it_closed(rig, mon
     with pytest.raises(asyncio.CancelledError):
         await running
     with pytest.raises(DiskError, match="Bad file descriptor"):
-        opened[0].empty()
+        opened[0].sync()
 
 
+@pytest.mark.parametrize("way", WAYS)
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32))
-def test_any_checkpoint_that_is_true_is_gone_on_from(seed):
+def test_any_checkpoint_that_is_true_is_gone_on_from(way, seed):
     """Cuts and watermarks anywhere, as the segments' settings may have been others."""
     choose = random.Random(seed)
     cuts = sorted({0, len(SMALL), *(choose.randrange(len(SMALL)) for _ in range(6))})
@@ -132,12 +132,12 @@ def test_any_checkpoint_that_is_true_is_gone_on_from(seed):
         for start, stop in itertools.pairwise(cuts)
     ]
     missing = sum(stop - start - watermark for start, stop, watermark in segments)
-    assert asyncio.run(_resumed(segments)) == (SMALL, missing)
+    assert asyncio.run(_resumed(segments, way)) == (SMALL, missing)
 
 
-async def _resumed(segments):
+async def _resumed(segments, way):
     with tempfile.TemporaryDirectory() as directory:
-        async with rig_in(Path(directory)) as rig:
+        async with rig_in(Path(directory), way) as rig:
             rig.store.put(KEY, SMALL)
             rig.left_by_an_earlier_run(*segments, data=SMALL)
             done = await rig.transfer()
@@ -308,15 +308,18 @@ async def test_a_checksum_that_is_always_wrong_ends_it_and_leaves_nothing_to_bel
 async def test_a_full_disk_is_told_once_and_everything_is_kept(rig, monkeypatch):
     """A write that failed is never asked of the store again and again."""
     rig.use(segments=1)
-    write = os.pwritev
 
-    def refuse(descriptor, buffers, offset):
-        if offset >= PROBE + MIB:
-            raise OSError(28, "No space left on device")
-        return write(descriptor, buffers, offset)
+    def full(write):
+        def refuse(descriptor, data, offset):
+            if offset >= PROBE + MIB:
+                raise OSError(28, "No space left on device")
+            return write(descriptor, data, offset)
+
+        return refuse
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pwritev", refuse)
+        for name in ("pwritev", "pwrite"):
+            patch.setattr(os, name, full(getattr(os, name)))
         with pytest.raises(DiskFull, match="free some space and run the same command again"):
             await rig.transfer()
     assert len(rig.store.requests) == 3

@@ -7,6 +7,8 @@ amiss unless it may leave the asserts as they are: PYTEST_DONT_REWRITE.
 import asyncio
 import contextlib
 import random
+import ssl
+import threading
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +20,8 @@ from downloader.hosts import HostRules
 from downloader.progress import Reporter
 from downloader.retry import without_waiting
 from downloader.sandbox import FakeObjectStore
-from downloader.transfer import Link, TransferOptions, transfer_file
+from downloader.transfer import Link, StraightRoad, TransferOptions, transfer_file
+from downloader.transfer.part_file import PartFile
 from state.records import Checkpoint, Segment
 
 MIB = 1024 * 1024
@@ -27,6 +30,8 @@ PROBE = 4 * MIB  # what the first request asks for
 DATA = random.Random(1).randbytes(7 * MIB + 123)  # a probe, three whole segments and a short one
 OTHER = random.Random(2).randbytes(len(DATA))
 SMALL = DATA[:100_000]
+WAYS = ["plain", "straight"]  # every byte by aiohttp, or all but the first request's by the road
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody; the stand-in speaks plain http
 
 
 class MemoryCheckpoints:
@@ -109,6 +114,7 @@ class Rig:
             rules=HostRules.of(["127.0.0.1"]),
         )
     )
+    is_straight: bool = False
 
     @property
     def part_path(self):
@@ -138,7 +144,12 @@ class Rig:
         """Run the engine once; its pauses between attempts last no time."""
         link = link or Link(self.url or self.store.object_url(KEY), self.renew)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=self.stall_timeout)
-        with without_waiting():
+        async with contextlib.AsyncExitStack() as stack:
+            options = self.options
+            if self.is_straight:
+                road = stack.enter_context(contextlib.closing(self.road()))
+                options = replace(options, straight_road=road, straight_from=1)
+            stack.enter_context(without_waiting())
             async with aiohttp.ClientSession(auto_decompress=False, timeout=timeout) as session:
                 return await transfer_file(
                     "a.vcf.gz",
@@ -147,8 +158,16 @@ class Rig:
                     session=session,
                     checkpoints=self.checkpoints,
                     reporter=self.heard,
-                    options=self.options,
+                    options=options,
                 )
+
+    def road(self):
+        return StraightRoad(
+            context=NO_TLS,
+            connect_timeout=5,
+            stall_timeout=self.stall_timeout,
+            user_agent="test",
+        )
 
     def left_by_an_earlier_run(self, *segments, data=DATA, etag=None):
         """Put a part file and a checkpoint there; each segment is (start, stop, watermark)."""
@@ -177,18 +196,40 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def rig_in(directory):
+async def rig_in(directory, way="plain"):
     """Lend a store with the object in it, and everything that a transfer needs."""
     clock = StoreClock()
     async with FakeObjectStore(clock=clock) as store:
         store.put(KEY, DATA)
-        yield Rig(store, clock, directory)
+        yield Rig(store, clock, directory, is_straight=way == "straight")
 
 
-@pytest.fixture
-async def rig(tmp_path):
-    async with rig_in(tmp_path) as rig:
+@pytest.fixture(params=WAYS)
+async def rig(tmp_path, request):
+    async with rig_in(tmp_path, request.param) as rig:
         yield rig
+
+
+def around_writes(monkeypatch, around):
+    """Call `around(write, offset)` in place of each write to a part file, whichever way it goes."""
+    within = threading.local()
+
+    def replace_by_name(name):
+        method = getattr(PartFile, name)
+
+        def replaced(self, offset, buffers):
+            if getattr(within, "is_so", False):  # a part of what is called a write already
+                return method(self, offset, buffers)
+            within.is_so = True
+            try:
+                return around(lambda: method(self, offset, buffers), offset)
+            finally:
+                within.is_so = False
+
+        monkeypatch.setattr(PartFile, name, replaced)
+
+    replace_by_name("write")
+    replace_by_name("write_aligned")
 
 
 @contextlib.asynccontextmanager

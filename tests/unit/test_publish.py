@@ -592,3 +592,33 @@ def test_the_published_directory_is_as_open_as_the_users_umask_says(place):
         os.umask(before)
     modes = {stat.S_IMODE((place.final / name).stat().st_mode) for name in CONTENT}
     assert (modes, stat.S_IMODE(place.final.stat().st_mode)) == ({0o640}, 0o750)
+
+
+def identities_in(directory):
+    facts = {name: (directory / name).stat() for name in CONTENT}
+    return {name: (fact.st_dev, fact.st_ino) for name, fact in facts.items()}
+
+
+def proved(place):
+    """Return what is known of the files that have arrived."""
+    facts = {name: place.part_path(name).stat() for name in CONTENT}
+    return {name: (fact.st_dev, fact.st_ino) for name, fact in facts.items()}
+
+
+def test_files_that_were_proved_are_published(place):
+    arrive(place)
+    identities = proved(place)
+    place.publish(MANIFEST, identities=identities)
+    assert identities_in(place.final) == identities
+
+
+def test_a_file_that_another_process_has_replaced_since_is_never_published(place):
+    """Its bytes may be right, but nobody has proved them."""
+    arrive(place)
+    identities = proved(place)
+    other = place.partial / "other"
+    other.write_bytes(CONTENT["a.vcf.gz"])
+    other.replace(place.part_path("a.vcf.gz"))
+    with pytest.raises(DestinationTaken, match=r"a\.vcf\.gz was replaced by another process"):
+        place.publish(MANIFEST, identities=identities)
+    assert not place.final.exists()

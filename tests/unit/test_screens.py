@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from downloader.logs import printable
+from downloader.logs import printable, safe_lines
 from downloader.progress import PlannedFile, Reporter
 from downloader.screens import Bars, JsonLines, Lines, Quiet, Screen, choose_screen
 from downloader.screens.screen import Beat
@@ -18,7 +18,6 @@ from downloader.screens.tally import Pace, Tally
 from downloader.screens.text import (
     cells,
     fitted,
-    safe_lines,
     short_id,
     shortened,
     time_left,
@@ -348,7 +347,7 @@ def test_single_files_of_a_very_long_list_get_no_line(lines, log):
         task.file_sized(name, 10, resumed=0)
         task.file_done(name)
         task.verifying(name)
-    assert log.getvalue().splitlines() == ["20000 files to fetch, 195.3 KiB"]
+    assert log.getvalue().splitlines() == ["20,000 files to fetch, 195.3 KiB"]
 
 
 async def test_a_stall_is_told_though_nothing_is_heard(lines, log, clock):

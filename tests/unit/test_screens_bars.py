@@ -9,7 +9,6 @@ import re
 import struct
 import termios
 import threading
-import time
 import unicodedata
 from collections.abc import Iterator
 
@@ -238,7 +237,7 @@ def test_a_file_that_is_here_in_a_moment_gets_no_bar(bars, window, clock):
     bars.touch()
     lines = window.lines()
     assert len(lines) == 1
-    assert lines[0].startswith("100/20000 files")
+    assert lines[0].startswith("100/20,000 files")
 
 
 def test_a_hundred_percent_is_all_of_it(bars, window, clock):
@@ -385,11 +384,9 @@ def test_a_paused_terminal_pauses_the_screen_and_not_the_work(bars, window, cloc
     task = begin(bars, "a")
     before = window.lines()
     termios.tcflow(window.slave, termios.TCOOFF)
-    began = time.monotonic()
     clock.advance(1)
-    task.received("a", MIB)
+    task.received("a", MIB)  # a write that waits would wait for ever: the time limit tells
     bars.say("said meanwhile")
-    assert time.monotonic() - began < 5
     termios.tcflow(window.slave, termios.TCOON)
     assert window.lines() == before
     clock.advance(1)

@@ -21,6 +21,7 @@ from state import (
     StateTooNew,
     StateUnreadable,
     engine,
+    look_at,
     schema,
 )
 
@@ -77,6 +78,22 @@ def refuse(path, error=StateUnreadable):
     assert str(path) in sentence
     assert "\n" not in sentence
     return sentence
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_a_look_at_a_state_changes_nothing(path, mode):
+    """No mode of it, and no file beside it."""
+    make_state(path, tasks=2)
+    path.chmod(mode)
+    with untouched(path):
+        assert look_at(path) == (str(path), 2)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_look_sees_what_is_still_in_the_log_of_a_state_in_use(path):
+    with StateStore.open(path) as store:
+        store.ensure_task("t", "/data")
+        assert look_at(path) == (str(path), 1)
 
 
 # What is not ours, or no more
@@ -375,6 +392,13 @@ def test_a_state_of_the_first_version_comes_up_to_date_with_its_data(where):
         assert schema.found_version(connection, "it") == schema.LATEST_VERSION
 
 
+def test_a_look_brings_no_state_up_to_date(where):
+    make_version_1(where)
+    before = described(where)
+    assert look_at(where)[1] == 1
+    assert described(where) == before
+
+
 def described(where):
     """Return what a database says of its tables, in words that both have."""
     with closing_engine(where) as opened:
@@ -651,6 +675,17 @@ def test_a_transaction_that_a_crash_left_half_written_is_undone(path, start_pyth
     with StateStore.open(path) as store:
         messages = [store.list_events(task.id)[0].message for task in store.find_tasks()]
     assert messages == ["x" * 5000] * 6
+
+
+def test_a_look_undoes_no_half_written_transaction_and_believes_none(path, start_python):
+    make_state(path, tasks=6)
+    crasher = start_python(CRASHER, path)
+    assert crasher.stdout.readline() == "half written\n"
+    crasher.kill()
+    crasher.wait()
+    before = {each: each.read_bytes() for each in path.parent.iterdir()}
+    assert look_at(path) == (str(path), None)
+    assert {each: each.read_bytes() for each in path.parent.iterdir()} == before
 
 
 def test_a_table_that_somebody_dropped_is_a_sentence_and_no_traceback(path):

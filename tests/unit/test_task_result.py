@@ -1,12 +1,14 @@
 """A result is hostile until it is read: every name stays in the task's directory."""
 
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from urllib.parse import quote
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from downloader.api import Model
 from downloader.errors import BadTaskResult, DownloaderError, HostNotAllowed, InvalidTaskId
 from downloader.hosts import HostRules
 from downloader.task_result import RESERVED_NAMES, plan_objects, valid_task_id
@@ -74,6 +76,8 @@ def test_a_task_id_is_one_harmless_component(text):
         ([], "is empty"),
         ({}, "is an object"),
         ({"urls": []}, "is an object"),
+        (Model({"urls": []}), "is an object"),  # as the platform's client hands it over
+        (MappingProxyType({}), "is an object"),
         ("", "is text"),
         (f"{STORE}/a", "is text"),
         (0, "is a number"),

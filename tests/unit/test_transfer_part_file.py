@@ -341,10 +341,15 @@ def test_it_is_confirmed_as_long_as_its_path_leads_to_it(part, path, tmp_path):
         part.confirm(3)
 
 
-def test_emptying_leaves_nothing(part, path):
+def test_beginning_anew_takes_no_byte_from_another_writer(part, path):
+    """Where no lock keeps two apart, the first one must find out, and not publish a hole."""
     part.write(0, [b"abc"])
-    part.empty()
+    other = PartFile.open(path, anew=True)
     assert path.read_bytes() == b""
+    assert list(part.chunks(0, 3)) == [b"abc"]
+    with pytest.raises(DiskError, match="replaced or cut by another program"):
+        part.confirm(3)
+    other.close()
 
 
 def test_closing_never_hides_another_error(part, monkeypatch):

@@ -68,6 +68,35 @@ def test_every_file_is_announced_once_in_order(put):
     assert heard == ["a/b.vcf.gz", "a/b.vcf.gz.tbi"]
 
 
+def test_only_files_that_get_a_check_are_announced(tmp_path):
+    """To say "checking data.bin" would be no truth."""
+    contents = {
+        "data.bin": b"x",
+        "notes.txt.gz": gzip.compress(b"words"),
+        "notes.txt.bgz": samples.bgzf(b"words"),
+        "plain.vcf": gzip.decompress(VCF),
+        "lone.vcf.gz.tbi": TBI,
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    heard = []
+    check_result({name: tmp_path / name for name in contents}, level="full", on_file=heard.append)
+    assert heard == ["lone.vcf.gz.tbi", "notes.txt.bgz", "plain.vcf"]
+
+
+@pytest.mark.parametrize("at_fault", ["a/b.vcf.gz", "a/b.vcf.gz.tbi"])
+def test_an_error_knows_the_file_at_fault(put, at_fault):
+    files = put(vcf=VCF, tbi=TBI)
+    files[at_fault].write_bytes(files[at_fault].read_bytes()[:-30])
+    with pytest.raises(VerificationFailed) as caught:
+        check_result(files, level="full")
+    assert caught.value.name == at_fault
+    files[at_fault].unlink()
+    with pytest.raises(DiskError) as caught:
+        check_result(files, level="full")
+    assert caught.value.name == at_fault
+
+
 def test_off_reads_nothing(tmp_path):
     assert check_result({"x.vcf.gz": tmp_path / "missing"}, level="off") == []
 

@@ -1,0 +1,87 @@
+"""What the ways to the platform and to the store share: proxies, and what their faults mean."""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import aiohttp
+from yarl import URL
+
+from downloader.errors import InvalidSettings
+from downloader.hosts import is_loopback
+
+__all__ = ["Proxy", "is_lasting_refusal", "proxy_for", "refused_by_proxy", "untrusted"]
+
+PASSING_STATUSES = (408, 429)
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy as aiohttp wants it told; its password is in no repr."""
+
+    url: URL | None = None  # None: no proxy
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+def proxy_for(url: str) -> Proxy:
+    """Return the proxy that the environment names for a link; none stands before this machine.
+
+    Sessions have `trust_env` off, for that would also send a password out of `~/.netrc` to
+    whatever host is asked.
+
+    Raises:
+        InvalidSettings: what the environment names is no proxy that can be used.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    proxies = urllib.request.getproxies()
+    name = parts.scheme if parts.scheme in proxies else "all"
+    named = proxies.get(name)
+    if not named or is_loopback(host) or urllib.request.proxy_bypass(host):
+        return Proxy()
+    try:
+        proxy = URL(named if "://" in named else f"http://{named}")
+        is_usable = proxy.scheme == "http" and bool(proxy.host)
+    except ValueError:
+        is_usable = False
+    if not is_usable:
+        raise InvalidSettings(
+            f"{name.upper()}_PROXY is no proxy that can be used; expected an address such as "
+            "http://proxy.example.org:3128"
+        )
+    headers = {}
+    if proxy.user:
+        authorization = aiohttp.encode_basic_auth(proxy.user, proxy.password or "")
+        headers["Proxy-Authorization"] = authorization
+    return Proxy(proxy.with_user(None), headers)
+
+
+def untrusted(error: aiohttp.ClientConnectorCertificateError) -> str:
+    """Say that a certificate is not trusted, and what to do; more attempts do not mend it."""
+    named = os.environ.get("SSL_CERT_FILE")
+    if named and not os.access(named, os.R_OK):
+        return f"SSL_CERT_FILE names {named}, which cannot be read, so no certificate is trusted"
+    reason = getattr(error.certificate_error, "verify_message", "") or "it was not verified"
+    return (
+        f"The certificate of {error.host} is not trusted ({reason}); behind a proxy with its own "
+        "authority, set SSL_CERT_FILE to that authority's certificate"
+    )
+
+
+def is_lasting_refusal(error: aiohttp.ClientHttpProxyError) -> bool:
+    """Tell whether a proxy's answer will not pass by itself."""
+    return 400 <= error.status < 500 and error.status not in PASSING_STATUSES  # noqa: PLR2004
+
+
+def refused_by_proxy(error: aiohttp.ClientHttpProxyError) -> str:
+    """Say that the proxy, and nobody behind it, has refused the connection."""
+    if is_lasting_refusal(error):
+        return (
+            f"The proxy refused the connection (HTTP {error.status}); check HTTPS_PROXY and the "
+            "proxy's credentials"
+        )
+    return f"The proxy answered HTTP {error.status}"
