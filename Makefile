@@ -18,6 +18,7 @@ demo: $(VENV)/.installed  ## Watch a whole run against the sandbox: interrupted,
 	@$(BIN)/bge-downloader demo
 
 test: $(VENV)/.developing  ## Run every test
+	@$(BIN)/python -m compileall -q downloader state
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 coverage: $(VENV)/.developing  ## Run every test and tell which lines none of them runs

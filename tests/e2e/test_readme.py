@@ -1,12 +1,12 @@
 """The documents fail when they lie: commands, flags, settings and exit codes are the code's own."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from typer.main import get_command
+from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -81,11 +81,6 @@ def test_every_make_target_that_is_shown_exists(text):
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "-h"] for name in COMMANDS)])
 def test_help_is_not_cut_short(arguments):
     """A stranger reads it; a sentence that ends in dots tells less than none."""
-    shown = subprocess.run(
-        [sys.executable, "-m", "downloader", *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"COLUMNS": "80", "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
-    ).stdout
-    assert not re.search(r"\w\.\.\.$", shown, re.MULTILINE)
+    shown = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
+    assert shown.exit_code == 0
+    assert not re.search(r"\w\.\.\.$", shown.output, re.MULTILINE)
