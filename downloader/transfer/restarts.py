@@ -43,7 +43,11 @@ class Restarts:
             is_certain = isinstance(error, VerificationFailed) and str(error) == self._last_told
             if is_certain or self._restarts == MAX_RESTARTS:
                 times = f"{self._restarts + 1} times in a row"
-                raise type(error)(f"{self._name}: {error}, {times}") from error
+                advice = (
+                    "; nothing was published, and the same command begins anew with this file. "
+                    "If it stays so, tell the platform's support, naming the task id"
+                )
+                raise type(error)(f"{self._name}: {error}, {times}{advice}") from error
             self._restarts += 1
             self._last_told = str(error)
         self._reporter.note(f"{self._name}: {error}; starting this file again")
