@@ -21,11 +21,11 @@ from downloader._version import __version__
 from downloader.errors import DestinationTaken, DiskError, VerificationFailed
 from downloader.task_result import MANIFEST_NAME, PART_SUFFIX, PARTIAL_SUFFIX, RESERVED_NAMES
 from downloader.transfer.part_file import disk_error
+from downloader.verify import INDEX_SUFFIXES
 
 __all__ = ["Manifest", "ManifestFile", "ResultDirectory", "read_manifest"]
 
 FORMAT = 1  # of the manifest; a higher one is a newer program's
-_INDEX_SUFFIXES = (".tbi", ".csi")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,7 +319,7 @@ class ResultDirectory:
             (self.partial / f"{name}{PART_SUFFIX}").rename(self.partial / name)
         for name in names:
             base, suffix = os.path.splitext(name)  # noqa: PTH122 - a POSIX name, not a path here
-            if suffix in _INDEX_SUFFIXES and base in names:
+            if suffix in INDEX_SUFFIXES and base in names:
                 newest = max((self.partial / each).stat().st_mtime_ns for each in (base, name))
                 os.utime(self.partial / name, ns=(newest, newest))
         for name in names:

@@ -18,6 +18,7 @@ from downloader.verify.bgzf import damaged_blocks
 from downloader.verify.flaw import Flaw, Stop, Stopped, never
 
 __all__ = [
+    "INDEX_SUFFIXES",
     "Level",
     "Stopped",
     "check_path",
