@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 3
+ROUNDS ?= 5
+CASES ?=
 # Without bytecode, every process and every test file would be compiled anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage lint format readme clean
+.PHONY: help install demo test coverage lint format readme bench clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
@@ -36,6 +38,9 @@ format: $(VENV)/.developing  ## Put the code into its usual form
 
 readme: $(VENV)/.developing  ## Write the README's generated tables anew
 	@$(BIN)/python tests/readme.py
+
+bench: $(VENV)/.developing  ## Measure against the peers on the PATH; CASES="http tls" for some rows
+	@$(BIN)/python -m tests.bench --rounds $(ROUNDS) $(or $(CASES),--write)
 
 clean:  ## Remove what was made here
 	rm -rf $(VENV) .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
