@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import re
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
@@ -19,6 +19,8 @@ __all__ = ["HostRules", "is_loopback"]
 _HOST_AND_PORT = re.compile(
     r"(?:\[[0-9a-f:.]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?)(?::[0-9]*)?", re.ASCII | re.IGNORECASE
 )
+# Blanks, quotes, and Unicode's control characters and surrogates (Cc, Cs).
+_UNFIT = re.compile(r'[ \\"<>\x00-\x1f\x7f-\x9f\ud800-\udfff]')
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,12 @@ class HostRules:
                 a host that is not listed.
         """
         parts = _split(url)
+        if _is_known(self.patterns, parts.scheme, parts.netloc):
+            return parts
+        self._check(parts, url)
+        return parts
+
+    def _check(self, parts: SplitResult, url: str) -> None:
         host = _plain(parts.hostname or "")
         if not host:
             raise HostNotAllowed(f"{redacted(url)!r} is not a link to a host; nothing was fetched")
@@ -66,7 +74,17 @@ class HostRules:
             raise HostNotAllowed(
                 f"The link to {host} is {parts.scheme or 'no scheme'}:, but only https is followed"
             )
-        return parts
+
+
+@functools.lru_cache(maxsize=256)
+def _is_known(patterns: tuple[str, ...], scheme: str, netloc: str) -> bool:
+    """Tell whether a place may be downloaded from: thousands of links lead to a few of them."""
+    link = f"{scheme}://{netloc}/"
+    try:
+        HostRules(patterns)._check(_split(link), link)  # noqa: SLF001 - a part of it
+    except HostNotAllowed:
+        return False
+    return True
 
 
 def is_loopback(host: str) -> bool:
@@ -82,7 +100,7 @@ def is_loopback(host: str) -> bool:
 def _split(url: str) -> SplitResult:
     # urlsplit drops tabs and newlines and accepts backslashes, which others read as slashes:
     # what two readers may read differently is refused before anyone reads it.
-    if any(_is_unfit(character) for character in url):
+    if _UNFIT.search(url):
         raise HostNotAllowed("A link with blanks, quotes or control characters was not followed")
     try:
         parts = urlsplit(url)
@@ -90,10 +108,6 @@ def _split(url: str) -> SplitResult:
     except ValueError:
         raise HostNotAllowed(f"{redacted(url)!r} is not a link; nothing was fetched") from None
     return parts
-
-
-def _is_unfit(character: str) -> bool:
-    return character in ' \\"<>' or unicodedata.category(character) in ("Cc", "Cs")
 
 
 def _plain(host: str) -> str:

@@ -43,7 +43,7 @@ class LinkRenewal:
         self._rules = rules
         self._reporter = reporter
         self._lock = asyncio.Lock()
-        self._links: dict[tuple[str, str], str] = {}
+        self._links: dict[tuple[str, str], tuple[str, ...]] = {}  # in pieces, as they are planned
         self._refused: set[str] = set()
 
     async def renew(self, wanted: PlannedObject, refused: str) -> str:
@@ -56,20 +56,25 @@ class LinkRenewal:
         identity = (wanted.bucket, wanted.key)
         self._refused.add(refused)
         async with self._lock:
-            known = self._links.get(identity)
+            known = self._known(identity)
             # A bare link that the platform has told again is told for ever: it is to be signed.
             if known is None or (known == refused and urlsplit(refused).query):
                 await self._ask_again()
                 self._reporter.note(f"{wanted.name}: its link was refused or expires; renewed it")
-            link = self._links.get(identity)
+            link = self._known(identity)
             if link is None:
                 raise LinkRefused(
                     f"The store refused the link to {wanted.name}, and the task's result does not "
                     "list this file any more; run the same command again to begin with the new one"
                 )
             if link in self._refused:
-                link = self._links[identity] = await self._signed(wanted)
+                link = await self._signed(wanted)
+                self._links[identity] = (link,)
             return link
+
+    def _known(self, identity: tuple[str, str]) -> str | None:
+        pieces = self._links.get(identity)
+        return None if pieces is None else "".join(pieces)
 
     async def _ask_again(self) -> None:
         answer = await self._api.task_result(self._task_id)
@@ -81,7 +86,7 @@ class LinkRenewal:
                 "its result, what was received is kept"
             )
         objects = plan_objects(answer.get("result"), rules=self._rules)
-        self._links = {(one.bucket, one.key): one.url for one in objects}
+        self._links = {(one.bucket, one.key): one.link for one in objects}
 
     async def _signed(self, wanted: PlannedObject) -> str:
         answer = await self._api.sign_url(wanted.key)

@@ -6,12 +6,12 @@ Pure: nothing is sent or written here, and nothing leaves it that was not checke
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import sys
-import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from urllib.parse import unquote
 
 from downloader.errors import BadTaskResult, InvalidTaskId
@@ -28,6 +28,9 @@ MAX_NAME_BYTES = 240  # a file system's 255, less our suffixes
 MAX_KEY_BYTES = 1023  # OSS's own limit, far below what a path may have
 MAX_FILES = 1_000_000
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_PARAMETER = re.compile(r"[^&]+&?|&")
+# A backslash, and Unicode's control characters and surrogates (Cc, Cs).
+_UNUSABLE = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _OSS_HOST = re.compile(r"([a-z0-9-]+)\.oss-[a-z0-9-]+\.aliyuncs\.com")
 
 
@@ -38,7 +41,13 @@ class PlannedObject:
     name: str  # relative POSIX path inside the task's directory
     bucket: str
     key: str
-    url: str
+    # In pieces, of which many objects share some; a secret is in it.
+    link: tuple[str, ...] = field(repr=False)
+
+    @property
+    def url(self) -> str:
+        """The link, with its secrets."""
+        return "".join(self.link)
 
 
 def valid_task_id(text: str) -> str:
@@ -78,12 +87,33 @@ def plan_objects(result: object, *, rules: HostRules) -> list[PlannedObject]:
         parts = rules.check(link)
         host = (parts.hostname or "").lower().removesuffix(".")
         match = _OSS_HOST.fullmatch(host)
-        identities.setdefault((match[1] if match else host, _key(parts.path)), link)
-    places = _places(list(identities))
-    return [
-        PlannedObject(name=place, bucket=bucket, key=key, url=link)
-        for ((bucket, key), link), place in zip(identities.items(), places, strict=True)
-    ]
+        # One text for all: a result has thousands of links into one bucket.
+        bucket = sys.intern(match[1] if match else host)
+        identities.setdefault((bucket, _key(parts.path)), link)
+    places = _places(identities)
+    planned: list[PlannedObject] = []
+    pieces: tuple[str, ...] = ()
+    for ((bucket, key), url), place in zip(identities.items(), places, strict=True):
+        pieces = _pieces(url, key, pieces)
+        planned.append(PlannedObject(name=place, bucket=bucket, key=key, link=pieces))
+    return planned
+
+
+def _pieces(url: str, key: str, before: tuple[str, ...]) -> tuple[str, ...]:
+    """Cut a link into pieces, those that stand in the link `before` shared with it.
+
+    Thousands of links into one bucket differ in their keys and signatures alone; a session's
+    token is as long as all the rest.
+    """
+    head, mark, query = url.partition("?")
+    if head.endswith(f"/{key}"):  # nothing in it is percent-encoded: the key's own text will do
+        path = [head[: -len(key)], key]
+    else:
+        place, slash, name = head.rpartition("/")
+        path = [place + slash, name]
+    pieces = [*path, *_PARAMETER.findall(mark + query)]
+    shared = zip_longest(before[: len(pieces)], pieces)
+    return tuple(old if old == new else new for old, new in shared)
 
 
 def _links(result: object) -> list[str]:
@@ -135,7 +165,7 @@ def _key(path: str) -> str:
                 f"The link's path {key!r} does not name a file below the task's directory; "
                 "nothing was fetched"
             )
-        if "\\" in component or any(unicodedata.category(c) in ("Cc", "Cs") for c in component):
+        if _UNUSABLE.search(component):
             raise BadTaskResult(
                 f"The link's path {key!r} has characters that no file name may have; "
                 "nothing was fetched"
@@ -148,29 +178,44 @@ def _key(path: str) -> str:
     return key
 
 
-def _places(identities: Sequence[tuple[str, str]]) -> list[str]:
+def _places(identities: Collection[tuple[str, str]]) -> list[str]:
     several = len({bucket for bucket, _ in identities}) > 1
-    paths = [((bucket,) if several else ()) + tuple(key.split("/")) for bucket, key in identities]
-    common = _common_length([path[:-1] for path in paths])
-    names = ["/".join(path[common:]) for path in paths]
+    paths = [f"{bucket}/{key}" if several else key for bucket, key in identities]
+    shared = _common_length(paths)
+    names = [path[shared:] for path in paths]
     _check_places(names)
     return names
 
 
-def _common_length(paths: Sequence[Sequence[str]]) -> int:
-    """Return how many leading components all paths share."""
-    levels = zip(*paths, strict=False)
-    return sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
+def _common_length(paths: Sequence[str]) -> int:
+    """Return how long the longest directory is that all paths share, with its last slash."""
+    # What the first and the last in order have in common, all between them have.
+    first, last = min(map(_directory, paths)), max(map(_directory, paths))
+    return posixpath.commonprefix([first, last]).rfind("/") + 1
+
+
+def _directory(path: str) -> str:
+    return path[: path.rfind("/") + 1]
 
 
 def _check_places(names: Sequence[str]) -> None:
     """Refuse two files in one place, ours included."""
-    files = {*names, *RESERVED_NAMES}
-    taken = files | {f"{name}{PART_SUFFIX}" for name in names}
+    planned = set(names)
     for name in names:
-        parents = {name[:index] for index, character in enumerate(name) if character == "/"}
-        if name in RESERVED_NAMES or f"{name}{PART_SUFFIX}" in files or parents & taken:
+        is_taken = name in RESERVED_NAMES or f"{name}{PART_SUFFIX}" in planned
+        if is_taken or any(_is_file(parent, planned) for parent in _parents(name)):
             raise BadTaskResult(
                 f"The task's result has a file named {name!r}, whose place is needed for "
                 "another file; nothing was fetched"
             )
+
+
+def _parents(name: str) -> Iterator[str]:
+    """Yield the directories above a file, as they are named inside the task's directory."""
+    return (name[:index] for index, character in enumerate(name) if character == "/")
+
+
+def _is_file(place: str, planned: Set[str]) -> bool:
+    """Tell whether a file of the result or of ours, or a part file, is to stand there."""
+    is_part = place.endswith(PART_SUFFIX) and place.removesuffix(PART_SUFFIX) in planned
+    return place in planned or place in RESERVED_NAMES or is_part

@@ -3,8 +3,8 @@
 `StateStore` answers questions about it and `AsyncStore` does so for asyncio. The state file
 itself is data and is not kept in this folder.
 
-The store is loaded when it is first used: SQLAlchemy takes longer to import than `--help` to
-answer, and who needs only a record or an error shall not wait for it.
+All but the errors is loaded when it is first used: SQLAlchemy takes longer to import than `--help`
+to answer, and who needs only a record or an error shall not wait for it.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from state.errors import RecordMissing, StateError, StateTooNew, StateUnreadable
-from state.lease import current_owner, describe_owner, is_dead, is_held
-from state.records import (
-    Checkpoint,
-    Event,
-    File,
-    FileProgress,
-    Lease,
-    Phase,
-    Segment,
-    Task,
-)
 
 if TYPE_CHECKING:
+    from state.lease import current_owner, describe_owner, is_dead, is_held
     from state.look import look_at
+    from state.records import (
+        Checkpoint,
+        Event,
+        File,
+        FileProgress,
+        Lease,
+        Phase,
+        Segment,
+        Task,
+    )
     from state.store import PlannedObject, StateStore
     from state.worker import AsyncStore
 
@@ -55,8 +55,20 @@ __all__ = [
 
 _HOMES = {
     "AsyncStore": "state.worker",
+    "Checkpoint": "state.records",
+    "Event": "state.records",
+    "File": "state.records",
+    "FileProgress": "state.records",
+    "Lease": "state.records",
+    "Phase": "state.records",
     "PlannedObject": "state.store",
+    "Segment": "state.records",
     "StateStore": "state.store",
+    "Task": "state.records",
+    "current_owner": "state.lease",
+    "describe_owner": "state.lease",
+    "is_dead": "state.lease",
+    "is_held": "state.lease",
     "look_at": "state.look",
 }
 

@@ -7,18 +7,30 @@ between them is in `state.engine`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
+from itertools import groupby, islice
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
-from sqlalchemy import Connection, and_, bindparam, func, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    UpdateBase,
+    and_,
+    bindparam,
+    func,
+    or_,
+    select,
+)
 from sqlalchemy.exc import IntegrityError
 
 from state import schema
-from state.checkpoints import is_sound
+from state.checkpoints import difference, is_sound
 from state.errors import RecordMissing
 from state.lease import is_dead
 from state.records import (
@@ -37,7 +49,40 @@ from state.transactions import Database
 __all__ = ["PlannedObject", "StateStore", "utc_now"]
 
 TASK_COLUMNS = [schema.tasks.c[field.name] for field in fields(Task)]
-FILE_COLUMNS = [schema.files.c[field.name] for field in fields(File)]
+SLICE = 1000  # rows that are handed to the database at once
+
+Identity = tuple[str, str, str]  # of a file: its name, its bucket and its key
+
+# What a checkpoint's rows take, built once: a transfer saves several times a second.
+_DELETE_FILE = schema.files.delete().where(schema.files.c.id == bindparam("number"))
+_UPDATE_FILE = (
+    schema.files.update()
+    .where(schema.files.c.id == bindparam("number"))
+    .values(etag=bindparam("tag"), size=bindparam("bytes"), checkpoint_at=bindparam("now"))
+)
+_TOUCH_FILE = (
+    schema.files.update()
+    .where(
+        schema.files.c.id == bindparam("number"),
+        schema.files.c.etag.is_not_distinct_from(bindparam("tag")),
+        schema.files.c.size == bindparam("bytes"),
+        schema.files.c.checkpoint_at.is_not(None),
+    )
+    .values(checkpoint_at=bindparam("now"))
+)
+_IS_SEGMENT = and_(
+    schema.segments.c.file == bindparam("number"), schema.segments.c.start == bindparam("at")
+)
+_DELETE_SEGMENT = schema.segments.delete().where(_IS_SEGMENT)
+_DELETE_SEGMENTS = schema.segments.delete().where(schema.segments.c.file == bindparam("number"))
+_UPDATE_SEGMENT = (
+    schema.segments.update()
+    .where(_IS_SEGMENT)
+    .values(stop=bindparam("to"), watermark=bindparam("mark"))
+)
+_SUM_OF_SEGMENTS = select(
+    func.count(), func.coalesce(func.sum(schema.segments.c.watermark), 0)
+).where(schema.segments.c.file == bindparam("number"))
 
 
 class PlannedObject(Protocol):
@@ -236,77 +281,107 @@ class StateStore:
         """
         for file in files:
             refuse_secrets(file.name, file.bucket, file.key)
-        planned = {(file.name, file.bucket, file.key): None for file in files}
+        planned = {identity: identity for identity in map(_identity, files)}
         with self._database.writing() as connection:
             self._require_task(connection, task)
-            known = {(file.name, file.bucket, file.key): file for file in _files(connection, task)}
-            gone = [{"gone": file.id} for key, file in known.items() if key not in planned]
-            if gone:  # one by one: a statement takes no more than some thousand values
-                is_gone = schema.files.c.id == bindparam("gone")
-                connection.execute(schema.files.delete().where(is_gone), gone)
-            added = [
-                {"task": task, "name": name, "bucket": bucket, "key": key}
-                for name, bucket, key in planned
-                if (name, bucket, key) not in known
-            ]
+            saved = _files_by_identity(connection, task, planned)
+            gone = [file.id for identity, file in saved.items() if identity not in planned]
+            _execute(connection, _DELETE_FILE, ({"number": file_id} for file_id in gone))
+            added = [identity for identity in planned if identity not in saved]
             if added:
-                connection.execute(schema.files.insert(), added)
-            saved = {(file.name, file.bucket, file.key): file for file in _files(connection, task)}
+                _execute(connection, schema.files.insert(), _file_rows(task, added))
+                saved = _files_by_identity(connection, task, planned)
         return [saved[identity] for identity in planned]
 
     def list_files(self, task: int) -> list[File]:
         """Return the task's files, as they were first planned."""
         with self._database.reading() as connection:
-            return _files(connection, task)
+            return list(_files_by_identity(connection, task, {}).values())
 
     def load_checkpoint(self, file_id: int) -> Checkpoint | None:
         """Return what was saved; None if nothing was, or if what is there makes no sense."""
-        files, segments = schema.files.c, schema.segments.c
-        # One question, so that both halves are of the same moment.
-        question = (
-            select(files.etag, files.size, segments.start, segments.stop, segments.watermark)
-            .select_from(schema.files.outerjoin(schema.segments))
-            .where(files.id == file_id, files.checkpoint_at.is_not(None))
-            .order_by(segments.start)
-        )
         with self._database.reading() as connection:
-            rows = connection.execute(question).all()
-        if not rows:
-            return None
-        parts = tuple(
-            Segment(start=row.start, stop=row.stop, watermark=row.watermark)
-            for row in rows
-            if row.start is not None
-        )
-        checkpoint = Checkpoint(etag=rows[0].etag, size=rows[0].size, segments=parts)
-        return checkpoint if is_sound(checkpoint) else None
+            return _checkpoints(connection, schema.files.c.id == file_id).get(file_id)
 
-    def save_checkpoint(self, file_id: int, checkpoint: Checkpoint) -> None:
-        """Replace the file's checkpoint; it is on disk, whole, when this returns."""
-        if not is_sound(checkpoint):
-            raise ValueError(f"a checkpoint that makes no sense is never saved: {checkpoint!r}")
-        rows = [
-            {"file": file_id, "start": part.start, "stop": part.stop, "watermark": part.watermark}
-            for part in checkpoint.segments
-        ]
-        etag = None if checkpoint.etag is None else guarded_text(checkpoint.etag)
-        self._replace_segments(
-            file_id, rows, etag=etag, size=checkpoint.size, checkpoint_at=self._clock()
-        )
+    def load_checkpoints(self, task: int) -> dict[int, Checkpoint]:
+        """Return what was saved of the task's files, by their ids, as `load_checkpoint` does."""
+        with self._database.reading() as connection:
+            return _checkpoints(connection, schema.files.c.task == task)
+
+    def save_checkpoint(
+        self, file_id: int, checkpoint: Checkpoint, *, previous: Checkpoint | None = None
+    ) -> None:
+        """Replace the file's checkpoint; it is on disk, whole, when this returns.
+
+        `previous` is what the caller saved last: where the state still holds it, only the rows
+        that differ from it are written, and the outcome is the same.
+        """
+        _insist_on_sense(checkpoint)
+        with self._database.writing() as connection:
+            if previous is None or not self._change(connection, file_id, previous, checkpoint):
+                self._replace(connection, {file_id: checkpoint})
+
+    def save_checkpoints(self, saved: Mapping[int, Checkpoint]) -> None:
+        """Replace the checkpoints of many files, by their ids, in one transaction.
+
+        All of them are on disk when this returns; none is saved if one of the files is gone.
+        """
+        for checkpoint in saved.values():
+            _insist_on_sense(checkpoint)
+        with self._database.writing() as connection:
+            self._replace(connection, saved)
 
     def clear_checkpoint(self, file_id: int) -> None:
         """Forget what was received of the file, its ETag and its size."""
-        self._replace_segments(file_id, [], etag=None, size=None, checkpoint_at=None)
+        self.clear_checkpoints([file_id])
 
-    def _replace_segments(self, file_id: int, rows: list[dict[str, int]], **values: object) -> None:
-        files, segments = schema.files, schema.segments
+    def clear_checkpoints(self, file_ids: Iterable[int]) -> None:
+        """Forget what was received of many files; of none if one of them is gone."""
         with self._database.writing() as connection:
-            change = files.update().where(files.c.id == file_id).values(values)
-            if connection.execute(change).rowcount != 1:
-                raise self._missing("file", file_id)
-            connection.execute(segments.delete().where(segments.c.file == file_id))
-            if rows:
-                connection.execute(segments.insert(), rows)
+            self._replace(connection, dict.fromkeys(file_ids))
+
+    def _replace(self, connection: Connection, saved: Mapping[int, Checkpoint | None]) -> None:
+        """Make these the files' checkpoints, None for no checkpoint, whatever was there."""
+        now = self._clock()
+        # In one order for everybody, so that two writers never wait for each other (PostgreSQL).
+        file_ids = sorted(saved)
+        rows = (_file_row(file_id, saved[file_id], now) for file_id in file_ids)
+        if _execute(connection, _UPDATE_FILE, rows) != len(file_ids):
+            raise self._missing("file", _first_missing(connection, file_ids))
+        _execute(connection, _DELETE_SEGMENTS, ({"number": file_id} for file_id in file_ids))
+        segments = (
+            _segment_row(file_id, segment)
+            for file_id in file_ids
+            for segment in _segments_of(saved[file_id])
+        )
+        _execute(connection, schema.segments.insert(), segments)
+
+    def _change(
+        self, connection: Connection, file_id: int, before: Checkpoint, after: Checkpoint
+    ) -> bool:
+        """Turn one checkpoint of a version into a later one; False if `before` is not there.
+
+        A caller that was cancelled does not know that its last checkpoint was saved.
+        """
+        if (before.etag, before.size) != (after.etag, after.size):
+            return False
+        row = _file_row(file_id, after, self._clock())
+        if connection.execute(_TOUCH_FILE, row).rowcount != 1:
+            return False
+        there = connection.execute(_SUM_OF_SEGMENTS, {"number": file_id}).one()
+        if tuple(map(int, there)) != (len(before.segments), before.safe_bytes):
+            return False
+        todo = difference(before, after)
+        gone = ({"number": file_id, "at": start} for start in todo.gone)
+        changed = (
+            {"number": file_id, "at": part.start, "to": part.stop, "mark": part.watermark}
+            for part in todo.changed
+        )
+        added = (_segment_row(file_id, part) for part in todo.added)
+        _execute(connection, _DELETE_SEGMENT, gone)
+        _execute(connection, _UPDATE_SEGMENT, changed)
+        _execute(connection, schema.segments.insert(), added)
+        return True
 
     def progress(self, task: int) -> list[FileProgress]:
         """Return how much of each file is safely on disk, as last saved."""
@@ -378,7 +453,112 @@ def _select_tasks(
     return [Task(**row) for row in connection.execute(question).mappings()]
 
 
-def _files(connection: Connection, task: int) -> list[File]:
+def _identity(file: PlannedObject | File) -> Identity:
+    return file.name, file.bucket, file.key
+
+
+def _files_by_identity(
+    connection: Connection, task: int, texts: Mapping[Identity, Identity]
+) -> dict[Identity, File]:
+    """Return the task's files, as they were first planned.
+
+    Their texts are those of `texts` where they are there: 20,000 files need not have them twice.
+    """
     files = schema.files.c
-    question = select(*FILE_COLUMNS).where(files.task == task).order_by(files.id)
-    return [File(**row) for row in connection.execute(question).mappings()]
+    question = (
+        select(files.id, files.name, files.bucket, files.key, files.etag, files.size)
+        .where(files.task == task)
+        .order_by(files.id)
+    )
+    found = {}
+    for file_id, name, bucket, key, etag, size in connection.execute(question):
+        identity = texts.get((name, bucket, key)) or (name, bucket, key)
+        found[identity] = File(
+            id=file_id,
+            task=task,
+            name=identity[0],
+            bucket=identity[1],
+            key=identity[2],
+            etag=etag,
+            size=size,
+        )
+    return found
+
+
+def _file_rows(task: int, identities: Iterable[Identity]) -> Iterator[dict[str, object]]:
+    for name, bucket, key in identities:
+        yield {"task": task, "name": name, "bucket": bucket, "key": key}
+
+
+def _execute(
+    connection: Connection, statement: UpdateBase, rows: Iterable[Mapping[str, object]]
+) -> int:
+    """Carry the statement out for every row, and return how many rows of the state it met.
+
+    In slices: the rows of 20,000 files at once would take more memory than the files.
+    """
+    remaining, met = iter(rows), 0
+    while some := list(islice(remaining, SLICE)):
+        met += connection.execute(statement, some).rowcount
+    return met
+
+
+def _checkpoints(connection: Connection, wanted: ColumnElement[bool]) -> dict[int, Checkpoint]:
+    """Return the sound checkpoints of the files that are wanted, by the files' ids."""
+    files, segments = schema.files.c, schema.segments.c
+    # One question, so that both halves are of the same moment.
+    question = (
+        select(files.id, files.etag, files.size, segments.start, segments.stop, segments.watermark)
+        .select_from(schema.files.outerjoin(schema.segments))
+        .where(wanted, files.checkpoint_at.is_not(None))
+        .order_by(files.id, segments.start)
+    )
+    found = {}
+    for file_id, rows in groupby(connection.execute(question), attrgetter("id")):
+        checkpoint = _checkpoint(list(rows))
+        if is_sound(checkpoint):
+            found[file_id] = checkpoint
+    return found
+
+
+def _checkpoint(rows: Sequence[Row[*tuple[Any, ...]]]) -> Checkpoint:
+    _, etag, size, *_ = rows[0]
+    segments = tuple(
+        Segment(start=start, stop=stop, watermark=watermark)
+        for _, _, _, start, stop, watermark in rows
+        if start is not None
+    )
+    return Checkpoint(etag=etag, size=size, segments=segments)
+
+
+def _insist_on_sense(checkpoint: Checkpoint) -> None:
+    if not is_sound(checkpoint):
+        raise ValueError(f"a checkpoint that makes no sense is never saved: {checkpoint!r}")
+
+
+def _file_row(file_id: int, checkpoint: Checkpoint | None, now: datetime) -> dict[str, object]:
+    if checkpoint is None:
+        return {"number": file_id, "tag": None, "bytes": None, "now": None}
+    etag = None if checkpoint.etag is None else guarded_text(checkpoint.etag)
+    return {"number": file_id, "tag": etag, "bytes": checkpoint.size, "now": now}
+
+
+def _segments_of(checkpoint: Checkpoint | None) -> tuple[Segment, ...]:
+    return () if checkpoint is None else checkpoint.segments
+
+
+def _segment_row(file_id: int, segment: Segment) -> dict[str, int]:
+    return {
+        "file": file_id,
+        "start": segment.start,
+        "stop": segment.stop,
+        "watermark": segment.watermark,
+    }
+
+
+def _first_missing(connection: Connection, file_ids: Sequence[int]) -> int:
+    """Return the first of the files, in order, that is not there; one of them is not."""
+    numbers = schema.files.c.id
+    question = select(numbers).where(numbers.between(file_ids[0], file_ids[-1]))
+    there = set(connection.execute(question).scalars())
+    return next(file_id for file_id in file_ids if file_id not in there)

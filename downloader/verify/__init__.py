@@ -2,6 +2,8 @@
 
 Everything here is offline and blocking: call it in a worker thread. Files are judged by the name
 they have in the result, never by the name of the path where their bytes lie now.
+
+What reads them is loaded for the first file that has a check: without a VCF nobody waits for pysam.
 """
 
 from __future__ import annotations
@@ -10,12 +12,13 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from downloader.errors import DiskError, VerificationFailed
-from downloader.verify import bgzf, pair, vcf
-from downloader.verify.bgzf import damaged_blocks
 from downloader.verify.flaw import Flaw, Stop, Stopped, never
+
+if TYPE_CHECKING:
+    from downloader.verify import bgzf
 
 __all__ = [
     "INDEX_SUFFIXES",
@@ -23,7 +26,6 @@ __all__ = [
     "Stopped",
     "check_path",
     "check_result",
-    "damaged_blocks",
     "data_file_of",
     "has_check",
 ]
@@ -103,6 +105,8 @@ class _Check:
     stopped: Stop
 
     def one_vcf(self, name: str) -> list[str]:
+        from downloader.verify import pair, vcf
+
         self.on_file(name)
         path = self.files[name]
         indexes = [name + suffix for suffix in INDEX_SUFFIXES if name + suffix in self.files]
@@ -137,26 +141,40 @@ class _Check:
         path = self.files[name]
         with _named(name):
             if _is_index(name):
+                from downloader.verify import pair
+
                 self.on_file(name)
                 self._blocks(path)
                 pair.check_tables(path)
                 if _data_name(name) not in self.files:
                     return [f"{name}: the file that it is an index of is not there."]
             elif name.lower().endswith(".vcf"):
+                from downloader.verify import vcf
+
                 self.on_file(name)
                 vcf.check_header(path)
-            elif name.lower().endswith(COMPRESSED_SUFFIXES) and bgzf.is_bgzf(path):
-                self.on_file(name)
-                self._blocks(path)
+            elif name.lower().endswith(COMPRESSED_SUFFIXES):
+                self._compressed(name)
         return []
 
+    def _compressed(self, name: str) -> None:
+        from downloader.verify import bgzf
+
+        if bgzf.is_bgzf(self.files[name]):
+            self.on_file(name)
+            self._blocks(self.files[name])
+
     def _blocks(self, path: Path) -> bgzf.BlockMap | None:
+        from downloader.verify import bgzf
+
         if self.full:
             return bgzf.check_blocks(path, stopped=self.stopped)
         bgzf.check_ends(path)
         return None
 
     def _shift(self, index: str) -> int:
+        from downloader.verify import pair
+
         with _named(index):
             self._blocks(self.files[index])
             return pair.index_shift(self.files[index])

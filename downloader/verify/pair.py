@@ -6,7 +6,7 @@ The blocks of both files are known to be whole before anything here is asked.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 from downloader.verify.bgzf import BlockMap, is_block_at
 from downloader.verify.flaw import Flaw
 from downloader.verify.tbi import VCF_FORMAT, IndexedContig, IndexHeader, IndexReader
-from downloader.verify.vcf import ContigRecords, Records, declared_contigs, first_record
+from downloader.verify.vcf import ContigRecords, Records, declared_contigs, first_records
 
 __all__ = ["check_index", "check_index_quickly", "check_tables", "index_shift"]
 
@@ -72,8 +72,8 @@ def check_index_quickly(index_path: Path, vcf_path: Path) -> list[str]:
             in_use.append(contig.name)
             if not is_block_at(vcf_path, min(starts) >> 16):
                 raise Flaw(f"{MISFIT}: the records of {contig.name} would begin inside a block")
-    for name in {*in_use[:1], *in_use[-1:]} if reader.header.names else ():
-        _check_query(index_path, vcf_path, name, None)
+    if reader.header.names:
+        _query(index_path, vcf_path, dict.fromkeys([*in_use[:1], *in_use[-1:]]))
     unknown = set(in_use) - declared_contigs(vcf_path) if reader.header.names else set()
     return [f"it knows contig {name}, which its VCF's header lacks" for name in sorted(unknown)]
 
@@ -88,26 +88,30 @@ def _check_format(header: IndexHeader) -> None:
 
 def _chunks(contig: IndexedContig, locate: Locate) -> Chunks:
     """Return each bin's chunks as sorted pairs of positions; a chunk that is nowhere is a Flaw."""
+    positions = _positions(contig, locate)
     located: Chunks = {}
     for number, offsets in contig.bins.items():
-        spans = []
-        for start, stop in zip(offsets[::2], offsets[1::2], strict=True):
-            span = (_located(contig, start, locate), _located(contig, stop, locate))
-            if span[0] > span[1]:
+        places = [positions[offset] for offset in offsets]
+        spans = list(zip(places[::2], places[1::2], strict=True))
+        for start, stop in spans:
+            if start > stop:
                 raise Flaw(f"has a chunk of contig {contig.name} that stops before it starts")
-            spans.append(span)
-        located[number] = sorted(spans)
-    for offset in {*contig.linear, *contig.loffsets.values()}:
-        _located(contig, offset, locate)
+        spans.sort()
+        located[number] = spans
     return located
 
 
-def _located(contig: IndexedContig, offset: int, locate: Locate) -> int:
-    position = locate(offset)
-    if position is None:
-        place = f"byte {offset >> 16}, {offset & 0xFFFF} bytes into the block there"
-        raise Flaw(f"{MISFIT}: for contig {contig.name} it leads to {place}, and there is none")
-    return position
+def _positions(contig: IndexedContig, locate: Locate) -> dict[int, int]:
+    """Return the position of every offset; an index says most of them several times over."""
+    offsets = {*contig.linear, *contig.loffsets.values()}.union(*contig.bins.values())
+    positions = {}
+    for offset in sorted(offsets):
+        position = locate(offset)
+        if position is None:
+            place = f"byte {offset >> 16}, {offset & 0xFFFF} bytes into the block there"
+            raise Flaw(f"{MISFIT}: for contig {contig.name} it leads to {place}, and there is none")
+        positions[offset] = position
+    return positions
 
 
 def _check_counts(contig: IndexedContig, found: ContigRecords | None, *, has_chunks: bool) -> None:
@@ -181,11 +185,14 @@ def _check_nothing_is_missing(records: Records, indexed: set[str]) -> None:
 
 def _check_queries(index_path: Path, vcf_path: Path, records: Records) -> None:
     names = list(records.contigs)
-    for name in {*names[:1], *names[-1:]}:
-        _check_query(index_path, vcf_path, name, records.contigs[name].first)
+    wanted = {name: records.contigs[name].first for name in (*names[:1], *names[-1:])}
+    _query(index_path, vcf_path, wanted)
 
 
-def _check_query(index_path: Path, vcf_path: Path, name: str, first: int | None) -> None:
-    contig, position = first_record(vcf_path, index_path, name)
-    if contig != name or (first is not None and position != first):
-        raise Flaw(f"{MISFIT}: a query for {name} gives {contig}:{position + 1} first")
+def _query(index_path: Path, vcf_path: Path, wanted: Mapping[str, int | None]) -> None:
+    """Query for each of the contigs, whose first record must be where it is known to be."""
+    if not wanted:
+        return
+    for name, (contig, position) in first_records(vcf_path, index_path, wanted).items():
+        if contig != name or wanted[name] not in (None, position):
+            raise Flaw(f"{MISFIT}: a query for {name} gives {contig}:{position + 1} first")

@@ -11,6 +11,7 @@ import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from downloader.verify.bgzf import iter_data
@@ -21,6 +22,7 @@ __all__ = ["IndexHeader", "IndexReader", "IndexedContig"]
 TBI_MAGIC, CSI_MAGIC = b"TBI\x01", b"CSI\x01"
 TBI_MIN_SHIFT, TBI_DEPTH = 14, 5
 TABIX_FIELDS = struct.Struct("<7i")  # format, col_seq, col_beg, col_end, meta, skip, l_nm
+BIN, OFFSET, COUNT = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<i")
 VCF_FORMAT = 2
 MAX_DEPTH = 16  # a CSI deeper than this has bins beyond 2^48
 
@@ -44,8 +46,7 @@ class IndexHeader:
 
     def bins_over(self, window: int) -> list[int]:
         """Return every bin that spans the whole window of 2^min_shift positions, small first."""
-        levels = range(self.depth, -1, -1)
-        return [first_bin(level) + (window >> 3 * (self.depth - level)) for level in levels]
+        return [first + (window >> shift) for first, shift in _levels(self.depth)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +65,19 @@ def first_bin(level: int) -> int:
     return ((1 << 3 * level) - 1) // 7
 
 
+@cache
+def _levels(depth: int) -> list[tuple[int, int]]:
+    """Return each level's first bin, and how many bits of a window tell its bins apart."""
+    return [(first_bin(level), 3 * (depth - level)) for level in range(depth, -1, -1)]
+
+
 class IndexReader:
     """Reads an index from front to back: the header at once, the contigs as they are asked for."""
 
     def __init__(self, path: Path) -> None:
         self._data = iter_data(path)
         self._buffer = bytearray()
+        self._at = 0  # what stands before it in the buffer has been read
         self.header = self._read_header()
 
     def contigs(self) -> Iterator[IndexedContig]:
@@ -123,42 +131,50 @@ class IndexReader:
         bins: dict[int, array[int]] = {}
         loffsets: dict[int, int] = {}
         records = None
+        metadata_bin, is_tbi = self.header.metadata_bin, self.header.is_tbi
         for _ in range(self._count()):
-            number = self._integer("<I")
-            loffset = 0 if self.header.is_tbi else self._integer("<Q")
+            (number,) = self._unpack(BIN)
+            (loffset,) = (0,) if is_tbi else self._unpack(OFFSET)
             chunks = self._offsets(2 * self._count())
-            if number == self.header.metadata_bin:
+            if number == metadata_bin:
                 # Two pseudo-chunks: the contig's range, then records placed and unplaced.
                 records = chunks[2] + chunks[3] if len(chunks) == 4 else None  # noqa: PLR2004
                 continue
-            if number > self.header.metadata_bin or number in bins:
+            if number > metadata_bin or number in bins:
                 raise Flaw(f"has the impossible bin {number} for contig {name}: it is damaged")
             bins[number] = chunks
             loffsets[number] = loffset
-        linear = self._offsets(self._count()) if self.header.is_tbi else array("Q")
+        linear = self._offsets(self._count()) if is_tbi else array("Q")
         return IndexedContig(
             name=name, bins=bins, loffsets=loffsets, linear=linear, records=records
         )
 
     def _take(self, length: int) -> bytes:
-        while len(self._buffer) < length:
-            data = next(self._data, None)
-            if data is None:
-                raise Flaw("ends in the middle of its tables: it is cut short or damaged")
-            self._buffer += data
-        taken = bytes(self._buffer[:length])
-        del self._buffer[:length]
-        return taken
+        start = self._reserve(length)
+        return bytes(self._buffer[start : start + length])
+
+    def _reserve(self, length: int) -> int:
+        """Return where the next `length` bytes stand in the buffer, and go behind them."""
+        start = self._at
+        if start + length > len(self._buffer):
+            del self._buffer[:start]
+            start = 0
+            while len(self._buffer) < length:
+                data = next(self._data, None)
+                if data is None:
+                    raise Flaw("ends in the middle of its tables: it is cut short or damaged")
+                self._buffer += data
+        self._at = start + length
+        return start
 
     def _take_rest(self) -> int:
-        return len(self._buffer) + sum(len(data) for data in self._data)
+        return len(self._buffer) - self._at + sum(len(data) for data in self._data)
 
-    def _integer(self, layout: str) -> int:
-        (value,) = struct.unpack(layout, self._take(struct.calcsize(layout)))
-        return int(value)
+    def _unpack(self, layout: struct.Struct) -> tuple[int, ...]:
+        return layout.unpack_from(self._buffer, self._reserve(layout.size))
 
     def _count(self) -> int:
-        count = self._integer("<i")
+        (count,) = self._unpack(COUNT)
         if count < 0:
             raise Flaw(f"has an impossible count ({count}) in its tables: it is damaged")
         return count

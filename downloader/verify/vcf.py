@@ -6,7 +6,7 @@ import contextlib
 import re
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,11 @@ from downloader.units import listed
 from downloader.verify.bgzf import iter_data
 from downloader.verify.flaw import Flaw, Stop, Stopped, never
 
-__all__ = ["ContigRecords", "Records", "check_header", "first_record", "read_records"]
+__all__ = ["ContigRecords", "Records", "check_header", "first_records", "read_records"]
 
 MAX_HEADER = 256 << 20  # bytes; a header of a hundred thousand samples has some 2 MiB
 SHOWN_NAMES = 8
+SMALL = 1 << 20  # bytes of a file that is read sooner than a second thread is started
 STOP_RECORDS = 4096  # between two looks at whether to stop
 NO_WINDOW = -2  # -1 is that of a record at POS 0, a telomere
 TAG = re.compile(r"(?:[A-Za-z_][0-9A-Za-z_.]*|1000G)\Z")  # VCF 4.3 §1.6.1
@@ -129,20 +130,27 @@ def read_records(
     return records
 
 
-def first_record(path: Path, index_path: Path, contig: str) -> tuple[str, int]:
-    """Return contig and position (from 0) of the first record that the index leads to."""
+def first_records(
+    path: Path, index_path: Path, contigs: Iterable[str]
+) -> dict[str, tuple[str, int]]:
+    """Return contig and position (from 0) of the record that a query for each contig gives first.
+
+    Only names and numbers are looked at, so bytes that are no UTF-8 do no harm.
+    """
+    found, contig = {}, ""
     try:
-        # Only names and numbers are looked at, so bytes that are no UTF-8 do no harm.
         with (
             quiet_htslib(),
             pysam.TabixFile(str(path.absolute()), index=str(index_path.absolute())) as file,
         ):
-            row = next(file.fetch(contig, parser=pysam.asTuple()))
-            return str(row[0]), int(row[1]) - 1
+            for contig in contigs:
+                row = next(file.fetch(contig, parser=pysam.asTuple()))
+                found[contig] = str(row[0]), int(row[1]) - 1
     except StopIteration:
         raise Flaw(f"leads to no record of contig {contig}") from None
     except (OSError, ValueError, IndexError) as error:
         raise Flaw(f"cannot be used to read contig {contig} ({_reason(error)})") from error
+    return found
 
 
 @contextlib.contextmanager
@@ -150,7 +158,8 @@ def _opened(path: Path) -> Iterator[pysam.VariantFile]:
     with quiet_htslib():
         try:
             # An absolute path, because htslib takes "s3:x" for a place on the network.
-            file = pysam.VariantFile(str(path.absolute()), threads=2)
+            threads = 2 if path.stat().st_size > SMALL else 1
+            file = pysam.VariantFile(str(path.absolute()), threads=threads)
         except (OSError, ValueError, NotImplementedError) as error:
             raise Flaw("has a header that htslib cannot read as VCF") from error
         with file:

@@ -70,7 +70,7 @@ async def test_a_link_that_has_expired_again_is_asked_for_again(platform, renewa
 
 async def test_a_bare_link_is_signed_and_the_question_is_asked_once_for_all(platform, renewal):
     platform.links = [BARE.format("a"), BARE.format("b")]
-    bare = [replace(one, url=link) for one, link in zip((A, B), platform.links, strict=True)]
+    bare = [replace(one, link=(link,)) for one, link in zip((A, B), platform.links, strict=True)]
     for one in bare:
         assert "?Signature=signed" in await renewal.renew(one, one.url)
     assert platform.asked == ["t1", "run/a", "run/b"]
@@ -79,7 +79,7 @@ async def test_a_bare_link_is_signed_and_the_question_is_asked_once_for_all(plat
 async def test_a_signed_link_that_expires_is_signed_again_and_never_bare_again(platform, renewal):
     """The bare link was refused once; to try it again would cost a refusal each time."""
     platform.links = [BARE.format("a"), BARE.format("b")]
-    one = replace(A, url=platform.links[0])
+    one = replace(A, link=(platform.links[0],))
     link = one.url
     for _ in range(3):
         fresh = await renewal.renew(one, link)

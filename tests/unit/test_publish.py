@@ -5,7 +5,7 @@ import json
 import os
 import stat
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -102,6 +102,49 @@ def test_everything_is_synced_before_the_one_rename_and_the_destination_after_it
     assert before.index(("sync", str(place.partial / "d"))) > last_file_rename
     assert before.index(("sync", str(place.partial))) > last_file_rename
     assert after == [("sync", str(place.dest))]
+
+
+def many(count):
+    return {f"d{number % 3}/{number}.vcf.gz": b"x" * number for number in range(count)}
+
+
+def test_of_many_files_every_one_is_synced(place, monkeypatch):
+    """They are synced by several threads, which must not leave one out."""
+    content = many(70)
+    arrive(place, content)
+    synced = []
+    real_fsync = os.fsync
+
+    def fsync(descriptor):
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        real_fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    place.publish(manifest_of(content))
+    assert {str(place.partial / name) for name in content} <= {*synced}
+    assert place.missing_or_short(manifest_of(content)) == []
+
+
+@pytest.mark.parametrize("count", [3, 70])
+def test_a_file_that_cannot_be_synced_is_not_published(place, monkeypatch, count):
+    """The kernel tells once of bytes that it could not write: that must not be missed."""
+    content = many(count)
+    arrive(place, content)
+    real_fsync = os.fsync
+
+    def fsync(descriptor):
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name == "2.vcf.gz":
+            raise OSError(errno.EIO, "Input/output error")
+        real_fsync(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fsync)
+        with pytest.raises(DiskError, match=r"could not be published: Input/output error"):
+            place.publish(manifest_of(content))
+    assert not place.final.exists()
+    place.part_paths(content)
+    place.publish(manifest_of(content))
+    assert place.published() is not None
 
 
 @pytest.mark.parametrize("suffix", [".tbi", ".csi"])
@@ -300,6 +343,50 @@ def test_a_link_in_the_place_of_our_own_files_is_not_written_through(
     assert tree(elsewhere) == ["precious"]
     assert (elsewhere / "precious").read_text() == "precious"
     assert not (place.final / name).is_symlink()
+
+
+# Where the bytes of many files arrive
+
+
+def test_the_places_of_many_files_are_those_of_each(place):
+    place.partial.mkdir(parents=True)
+    names = [*CONTENT, "d/e/f.vcf.gz", "d/e.vcf.gz"]
+    paths = place.part_paths(iter(names))
+    assert dict(paths) == {name: place.part_path(name) for name in names}
+    assert (list(paths), len(paths)) == (names, len(names))
+    assert tree(place.partial) == ["d", "d/e"]
+    with pytest.raises(KeyError):
+        paths["unknown"]
+
+
+def test_a_folder_of_many_files_is_made_once(place, monkeypatch):
+    place.partial.mkdir(parents=True)
+    made, real_mkdir = [], os.mkdir
+
+    def mkdir(path, *arguments, **options):
+        made.append(str(path))
+        real_mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    place.part_paths(many(30))
+    assert sorted(made) == [str(place.partial / f"d{number}") for number in range(3)]
+
+
+def test_of_many_files_those_that_had_arrived_are_part_files_again(place):
+    place.partial.mkdir(parents=True)
+    (place.partial / "d").mkdir()
+    (place.partial / "d/b.vcf.gz").write_bytes(b"more")
+    (place.partial / "a.vcf.gz").symlink_to("nowhere")
+    paths = place.part_paths(CONTENT)
+    assert paths["d/b.vcf.gz"].read_bytes() == b"more"
+    assert tree(place.partial) == ["a.vcf.gz", "d", "d/b.vcf.gz.part"]
+
+
+def test_a_link_among_the_folders_of_many_files_is_refused(place, tmp_path):
+    place.partial.mkdir(parents=True)
+    (place.partial / "d").symlink_to(tmp_path)
+    with pytest.raises(DiskError, match="is a link; move it away"):
+        place.part_paths(CONTENT)
 
 
 # Who is in the way
@@ -525,6 +612,23 @@ def test_where_no_manifest_is_there_is_none(tmp_path):
     assert read_manifest(tmp_path / "nowhere") is None
 
 
+def test_the_manifest_of_a_newer_program_may_tell_more_of_a_file(place):
+    raw = json.loads(MANIFEST.dumps())
+    raw["format"] += 1
+    raw["files"][0]["sha256"] = "00"
+    place.final.mkdir(parents=True)
+    (place.final / "bge-manifest.json").write_text(json.dumps(raw), encoding="utf-8")
+    with pytest.raises(DestinationTaken, match="written by a newer bge-downloader"):
+        place.published()
+
+
+@pytest.mark.parametrize("content", [{}, {"a": b""}, CONTENT])
+def test_a_manifest_is_json_that_people_can_read(content):
+    manifest = manifest_of(content)
+    whole = json.dumps(asdict(manifest), ensure_ascii=False, indent=2) + "\n"
+    assert manifest.dumps() == whole
+
+
 def without(key):
     raw = json.loads(MANIFEST.dumps())
     del raw[key]
@@ -568,6 +672,7 @@ def with_file(**values):
         with_file(name="a/../../x"),
         with_file(name="a\0b"),
         with_file(unknown=1),
+        with_file(bucket=None),
     ],
 )
 def test_a_damaged_manifest_is_told_and_never_believed(place, damage):

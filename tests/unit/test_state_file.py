@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 
 import pytest
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import create_engine, event, inspect, text
 
 from state import (
     Checkpoint,
@@ -718,6 +718,53 @@ def test_a_plan_of_many_files_can_be_replaced_by_another(path):
         store.save_plan(task, [Planned(f"old-{number}") for number in range(500)])
         saved = store.save_plan(task, [Planned("new")])
         assert store.list_files(task) == saved
+
+
+def test_no_question_about_one_task_reads_the_rows_of_others(path):
+    """With 10,000 tasks in the state each answer must take as long as with one."""
+    asked = []
+
+    def see(*arguments):
+        _, _, statement, parameters, _, executemany = arguments
+        asked.append((statement, parameters[0] if executemany else parameters))
+
+    class Planned:
+        name = bucket = key = "a"
+
+    one = Checkpoint(etag="e", size=9, segments=(Segment(start=0, stop=9),))
+    two = Checkpoint(etag="e", size=9, segments=(Segment(start=1, stop=9, watermark=1),))
+    with StateStore.open(path) as store:
+        event.listen(store._database._writer, "before_cursor_execute", see)
+        task = store.ensure_task("t", "/data").id
+        [file] = store.save_plan(task, [Planned])
+        store.save_checkpoint(file.id, one)
+        store.save_checkpoint(file.id, two, previous=one)
+        store.save_checkpoints({file.id: one})
+        store.load_checkpoint(file.id)
+        store.load_checkpoints(task)
+        store.progress(task)
+        store.add_event(task, "note", "")
+        store.list_events(task, 3)
+        store.find_tasks("t")
+        store.find_tasks("t", "/data")
+        store.find_tasks(phase=Phase.WAITING, limit=16)
+        store.record_poll(task, "PENDING")
+        store.acquire(task, "me", 3)
+        store.renew(task, "me", 3)
+        store.release(task, "me")
+        store.clear_checkpoints([file.id])
+        store.save_plan(task, [])
+        store.forget_task(task)
+    questions = {
+        question: values
+        for question, values in asked
+        if question.startswith(("SELECT", "UPDATE", "DELETE"))
+    }
+    assert len(questions) > 15
+    with closing(sqlite3.connect(path)) as raw:
+        for question, values in questions.items():
+            plan = raw.execute(f"EXPLAIN QUERY PLAN {question}", values).fetchall()
+            assert not any(step[-1].startswith("SCAN") for step in plan), (question, plan)
 
 
 # What is never written

@@ -1,12 +1,13 @@
 """The store's promises, the same on SQLite and on PostgreSQL."""
 
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from state import (
     Checkpoint,
@@ -251,6 +252,17 @@ def test_a_plan_made_again_keeps_what_is_unchanged(store, task):
     assert {file.name for file in store.list_files(task)} == {"a", "b"}
 
 
+def test_the_files_of_a_plan_share_its_texts(store, task):
+    """20,000 files need not have their names, buckets and keys twice in memory."""
+    plan = [Planned(f"name-{i}", key=f"key/{i}") for i in range(3)]
+    for saved in (store.save_plan(task, plan), store.save_plan(task, plan[1:])):
+        for file in saved:
+            [planned] = [one for one in plan if one.name == file.name]
+            assert file.name is planned.name
+            assert file.key is planned.key
+            assert file.bucket is planned.bucket
+
+
 def test_an_object_whose_name_holds_a_secret_is_refused(store, task):
     with pytest.raises(StateError, match="signed link") as caught:
         store.save_plan(task, [Planned("a", key="a?Expires=1&Signature=geheim")])
@@ -327,6 +339,181 @@ def checkpoints(draw):
 def test_any_checkpoint_comes_back_as_it_was_saved(store, file_id, checkpoint):
     store.save_checkpoint(file_id, checkpoint)
     assert store.load_checkpoint(file_id) == checkpoint
+
+
+def with_segments(store, task, count=3):
+    """Plan files, each with a checkpoint of its own; return the checkpoints by the files' ids."""
+    files = store.save_plan(task, [Planned(f"f{i}", key=f"k/{i}") for i in range(count)])
+    saved = {
+        file.id: Checkpoint(
+            etag=f'"{number}"',
+            size=10 + number,
+            segments=(Segment(start=0, stop=5, watermark=1), Segment(start=5, stop=10)),
+        )
+        for number, file in enumerate(files)
+    }
+    store.save_checkpoints(saved)
+    return saved
+
+
+def test_many_checkpoints_are_saved_at_once_each_whole(store, task):
+    """More of them than are handed to the database in one slice."""
+    saved = with_segments(store, task, count=1100)
+    assert store.load_checkpoints(task) == saved
+    shorter = {
+        file_id: Checkpoint(etag=None, size=1, segments=(Segment(start=0, stop=1, watermark=1),))
+        for file_id in list(saved)[:2]
+    }
+    store.save_checkpoints(shorter)
+    assert store.load_checkpoints(task) == saved | shorter
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda store, saved: store.save_checkpoints(
+            {file_id: Checkpoint(etag=None, size=0) for file_id in saved}
+        ),
+        lambda store, saved: store.clear_checkpoints(saved),
+    ],
+)
+def test_of_a_batch_with_a_file_that_is_gone_nothing_is_written(store, task, write):
+    saved = with_segments(store, task)
+    missing = max(saved) + 7
+    with pytest.raises(RecordMissing, match=f"file number {missing} is not in the state"):
+        write(store, [*saved, missing])
+    assert store.load_checkpoints(task) == saved
+
+
+def test_a_batch_with_one_nonsense_is_refused_as_a_whole(store, task):
+    saved = with_segments(store, task)
+    first, second, _ = saved
+    with pytest.raises(ValueError, match="makes no sense"):
+        store.save_checkpoints(
+            {first: Checkpoint(etag=None, size=1), second: Checkpoint(etag=None, size=-1)}
+        )
+    assert store.load_checkpoints(task) == saved
+
+
+def test_the_checkpoints_of_some_files_are_cleared_at_once(store, task):
+    saved = with_segments(store, task)
+    first, second, third = saved
+    store.clear_checkpoints(iter([third, first]))
+    assert store.load_checkpoints(task) == {second: saved[second]}
+    assert [file.etag for file in store.list_files(task)] == [None, '"1"', None]
+
+
+def test_a_batch_of_nothing_does_nothing(store, task):
+    saved = with_segments(store, task)
+    store.save_checkpoints({})
+    store.clear_checkpoints([])
+    assert store.load_checkpoints(task) == saved
+
+
+def test_a_tasks_checkpoints_are_its_own_and_sound(store, task):
+    with_segments(store, store.ensure_task("another", "/data").id)
+    saved = with_segments(store, task)
+    damaged, never_saved, good = saved
+    store.clear_checkpoint(never_saved)
+    with store._database.writing() as connection:
+        connection.execute(
+            text("UPDATE segments SET stop = 9 WHERE start = 0 AND file = :file"), {"file": damaged}
+        )
+    assert store.load_checkpoints(task) == {good: saved[good]}
+
+
+@contextmanager
+def written_rows(store):
+    """Give a list that gets the rows of every statement that writes."""
+    rows = []
+
+    def see(*arguments):
+        _, _, statement, parameters, _, executemany = arguments
+        if not statement.startswith(("SELECT", "BEGIN")):
+            rows.extend(parameters if executemany else [parameters])
+
+    engine = store._database._writer
+    event.listen(engine, "before_cursor_execute", see)
+    try:
+        yield rows
+    finally:
+        event.remove(engine, "before_cursor_execute", see)
+
+
+def test_of_a_long_checkpoint_only_what_has_changed_is_written(store, file_id):
+    """A file of 100 GB has 1,600 segments, and is saved several times a second."""
+    segments = [Segment(start=MIB * i, stop=MIB * (i + 1)) for i in range(300)]
+    before = Checkpoint(etag="e", size=300 * MIB, segments=tuple(segments))
+    store.save_checkpoint(file_id, before)
+    segments[7] = replace(segments[7], watermark=5)
+    segments[9:10] = [
+        Segment(start=9 * MIB, stop=9 * MIB + 10, watermark=3),
+        Segment(start=9 * MIB + 10, stop=10 * MIB),
+    ]
+    after = replace(before, segments=tuple(segments))
+    with written_rows(store) as rows:
+        store.save_checkpoint(file_id, after, previous=before)
+    assert len(rows) == 1 + 3  # the file, two segments that changed, and the one that was cut off
+    assert store.load_checkpoint(file_id) == after
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(before=checkpoints(), after=checkpoints(), is_same_version=st.booleans())
+def test_what_changed_since_gives_what_a_whole_replacement_gives(
+    store, file_id, before, after, is_same_version
+):
+    if is_same_version:
+        size = max(before.size, after.size)
+        before = replace(before, size=size)
+        after = replace(after, size=size, etag=before.etag)
+    store.save_checkpoint(file_id, before)
+    store.save_checkpoint(file_id, after, previous=before)
+    assert store.load_checkpoint(file_id) == after
+    [task] = store.find_tasks()
+    [file] = store.list_files(task.id)
+    assert (file.etag, file.size) == (after.etag, after.size)
+
+
+PART_DONE = Checkpoint(etag="e", size=9, segments=(Segment(start=0, stop=9, watermark=3),))
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        lambda store, file_id: store.clear_checkpoint(file_id),
+        lambda store, file_id: store.save_checkpoint(
+            file_id,
+            replace(
+                PART_DONE,
+                segments=(
+                    Segment(start=0, stop=4, watermark=4),
+                    Segment(start=4, stop=9, watermark=1),
+                ),
+            ),
+        ),
+        lambda store, file_id: store.save_checkpoint(file_id, replace(PART_DONE, etag="f")),
+        lambda store, file_id: store.save_checkpoint(file_id, replace(PART_DONE, etag=None)),
+        lambda store, file_id: store.save_checkpoint(file_id, replace(PART_DONE, size=10)),
+    ],
+)
+def test_a_checkpoint_that_is_not_the_previous_one_is_replaced_whole(store, file_id, meanwhile):
+    """Whoever was cancelled while it saved does not know what was saved last."""
+    store.save_checkpoint(file_id, PART_DONE)
+    meanwhile(store, file_id)
+    now = replace(
+        PART_DONE, segments=(Segment(start=0, stop=5, watermark=3), Segment(start=5, stop=9))
+    )
+    store.save_checkpoint(file_id, now, previous=PART_DONE)
+    assert store.load_checkpoint(file_id) == now
+
+
+def test_a_file_that_is_gone_is_missing_with_a_previous_checkpoint_too(store, task, file_id):
+    store.save_checkpoint(file_id, PART_DONE)
+    store.forget_task(task)
+    with pytest.raises(RecordMissing, match=f"file number {file_id} is not"):
+        store.save_checkpoint(file_id, PART_DONE, previous=PART_DONE)
 
 
 NONSENSE = [

@@ -1,5 +1,6 @@
 """A result is hostile until it is read: every name stays in the task's directory."""
 
+from itertools import takewhile
 from pathlib import PurePosixPath
 from types import MappingProxyType
 from urllib.parse import quote
@@ -224,6 +225,48 @@ def test_an_object_is_its_bucket_and_key_whatever_its_link_says():
     [planned] = plan_objects(links, rules=RULES)
     assert (planned.name, planned.bucket, planned.key) == ("a", "results", "r/a")
     assert planned.url == links[0]
+
+
+def shared_by_component(paths):
+    """Return how many leading folders all paths share, folder by folder."""
+    levels = zip(*([path.split("/")[:-1] for path in paths]), strict=False)
+    return sum(1 for _ in takewhile(lambda level: len({*level}) == 1, levels))
+
+
+FOLDERS = st.lists(st.sampled_from(["a", "ab", "b", "a b", "\u53d8", "a.d", "Z"]), max_size=4)
+
+
+@given(st.lists(FOLDERS, min_size=1, max_size=5))
+def test_what_is_left_out_is_what_the_folders_share(folders):
+    paths = ["/".join([*each, f"{number}.vcf.gz"]) for number, each in enumerate(folders)]
+    shared = shared_by_component(paths)
+    assert names(*map(quote, paths)) == ["/".join(path.split("/")[shared:]) for path in paths]
+
+
+def test_the_objects_of_one_bucket_share_its_name():
+    one, two = plan("r/a.vcf.gz", "r/b.vcf.gz")
+    assert one.bucket is two.bucket
+
+
+QUERIES = st.text("ab&=%2F?#;+\u53d8", max_size=12)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["r/a b", "r/a", "r/\u53d8", "b"]), QUERIES), min_size=1))
+def test_every_link_is_kept_as_it_was_told(links):
+    told = {path: f"{STORE}/{quote(path)}?{query}" for path, query in reversed(links)}
+    told[links[0][0]] = f"{STORE}/{quote(links[0][0])}"
+    planned = plan_objects(list(told.values()), rules=RULES)
+    assert [one.url for one in planned] == list(told.values())
+
+
+def test_what_thousands_of_links_share_is_kept_once():
+    """A session's token is longer than all the rest of a link."""
+    query = "?Expires=1&security-token=abc&Signature="
+    links = [f"{STORE}/r/{name}{query}{name}" for name in ("a.vcf.gz", "b.vcf.gz")]
+    one, two = plan_objects(links, rules=RULES)
+    assert (one.url, two.url) == (*links,)
+    assert sum(mine is its for mine, its in zip(one.link, two.link, strict=True)) == 3
+    assert one.key in one.link
 
 
 def test_objects_come_in_the_order_of_the_result():

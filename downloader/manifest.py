@@ -1,0 +1,107 @@
+"""What stands in a published result beside its files: each one's place, identity and checksum."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from downloader._version import __version__
+from downloader.errors import DestinationTaken, VerificationFailed
+from downloader.task_result import MANIFEST_NAME
+from downloader.transfer.part_file import disk_error
+
+__all__ = ["Manifest", "ManifestFile", "read_manifest"]
+
+FORMAT = 1  # of the manifest; a higher one is a newer program's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestFile:
+    """One published file: its place, its identity in the store, and what was proved of it."""
+
+    name: str
+    size: int  # bytes
+    crc64ecma: str  # decimal, as the store writes it
+    crc64_confirmed: bool  # the store told the same; False if it told none
+    etag: str | None
+    bucket: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What stands in a result directory beside the files."""
+
+    task_id: str
+    published_at: str
+    files: tuple[ManifestFile, ...]
+    warnings: tuple[str, ...] = ()
+    verified: str = "full"  # how far the VCF checks went
+    program: str = field(default=f"bge-downloader {__version__}")
+    format: int = FORMAT
+
+    def dumps(self) -> str:
+        """Return the manifest as JSON text."""
+        return "".join(self.pieces())
+
+    def pieces(self) -> Iterator[str]:
+        """Yield the JSON text in pieces: that of many files is never in memory as a whole."""
+        encoder = json.JSONEncoder(
+            ensure_ascii=False, indent=2, check_circular=False, default=_facts
+        )
+        yield from encoder.iterencode(_facts(self))
+        yield "\n"
+
+
+def _facts(record: Manifest | ManifestFile) -> dict[str, object]:
+    return {each.name: getattr(record, each.name) for each in fields(record)}
+
+
+def read_manifest(directory: Path) -> Manifest | None:
+    """Return the manifest of a published result; None if there is none.
+
+    Raises:
+        VerificationFailed: there is one, but it is damaged.
+        DestinationTaken: a newer program wrote it.
+    """
+    path = directory / MANIFEST_NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"), object_hook=_entry)
+        if type(raw["format"]) is int and raw["format"] > FORMAT:
+            raise DestinationTaken(
+                f"{path} was written by a newer bge-downloader; use that one, or choose another "
+                "--dest"
+            )
+        files = tuple(_checked(entry) for entry in raw.pop("files"))
+        return Manifest(files=files, warnings=tuple(raw.pop("warnings", ())), **raw)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise disk_error(error, path, "read") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise VerificationFailed(f"{path} is damaged: it is no manifest of ours") from error
+
+
+def _entry(raw: dict[str, Any]) -> ManifestFile | dict[str, Any]:
+    """Return a file's entry as the record while the text is read: 20,000 dictionaries are large."""
+    if "crc64ecma" not in raw:
+        return raw
+    try:
+        return ManifestFile(**raw | {"bucket": sys.intern(raw["bucket"])})
+    except (TypeError, KeyError):
+        return raw  # a newer program's, or damaged
+
+
+def _checked(file: object) -> ManifestFile:
+    """Return the file; ValueError if its place is not inside the directory, or its size no size."""
+    if not isinstance(file, ManifestFile):
+        raise TypeError("no entry of ours")
+    if "\0" in file.name or {"", ".", ".."} & set(file.name.split("/")):
+        raise ValueError("no place inside the directory")
+    if type(file.size) is not int or file.size < 0:
+        raise ValueError("no size")
+    return file
