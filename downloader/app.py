@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import functools
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -18,7 +18,14 @@ from downloader.fetch import FetchOptions, FetchReport, fetch_task
 from downloader.hosts import HostRules
 from downloader.polling import PollOptions
 from downloader.progress import Reporter
-from downloader.transfer import RateLimit, StraightRoad, TransferOptions
+from downloader.transfer import (
+    BufferPool,
+    Connections,
+    RateLimit,
+    SlowDown,
+    StraightRoad,
+    TransferOptions,
+)
 from state import AsyncStore
 
 __all__ = ["App", "open_api", "open_app"]
@@ -60,10 +67,11 @@ async def open_app(settings: Settings, *, wait: bool = True) -> AsyncIterator[Ap
     async with contextlib.AsyncExitStack() as stack:
         api = await stack.enter_async_context(open_api(settings))
         store = await stack.enter_async_context(await AsyncStore.open(settings.state))
-        tls = ssl.create_default_context()  # of SSL_CERT_FILE, where that is set
-        session = await stack.enter_async_context(store_session(settings, tls=tls))
-        road = stack.enter_context(contextlib.closing(straight_road(settings, tls=tls)))
-        options = fetch_options(settings, wait=wait, road=road)
+        session = await stack.enter_async_context(store_session(settings))
+        connections = shared_connections(settings)
+        road = straight_road(settings, connections)
+        stack.enter_context(contextlib.closing(road))
+        options = fetch_options(settings, wait=wait, connections=connections, road=road)
         yield App(
             dest=settings.dest.expanduser(),
             api=api,
@@ -86,10 +94,10 @@ def open_api(settings: Settings) -> AsyncPrivateAPI:
     )
 
 
-def store_session(settings: Settings, *, tls: ssl.SSLContext) -> aiohttp.ClientSession:
+def store_session(settings: Settings) -> aiohttp.ClientSession:
     """Return the HTTP session for object stores: nothing decoded, no limit but on silence."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=settings.parallel_files * settings.segments, ssl=tls),
+        connector=aiohttp.TCPConnector(limit=settings.connections),
         # A body of days is fine as long as it keeps coming.
         timeout=aiohttp.ClientTimeout(
             total=None,
@@ -103,20 +111,35 @@ def store_session(settings: Settings, *, tls: ssl.SSLContext) -> aiohttp.ClientS
     )
 
 
-def straight_road(settings: Settings, *, tls: ssl.SSLContext) -> StraightRoad:
+def shared_connections(settings: Settings) -> Connections:
+    """Return the connections of all transfers: as many as there is memory for their bytes."""
+    buffers = BufferPool(settings.buffer_memory)
+    most = min(settings.connections, buffers.most)
+    return Connections(most, most_files=settings.parallel_files)
+
+
+def straight_road(settings: Settings, connections: Connections) -> StraightRoad:
     """Return the way that long ranges go, with the session's limits and the session's trust."""
     return StraightRoad(
-        context=tls,
+        # That of SSL_CERT_FILE, where it is set; made once and when needed, for it takes 30 ms.
+        context=functools.cache(ssl.create_default_context),
         connect_timeout=settings.connect_timeout,
         stall_timeout=settings.stall_timeout,
         user_agent=USER_AGENT,
+        buffers=BufferPool(settings.buffer_memory),
+        meter=connections.meter,
     )
 
 
 def fetch_options(
-    settings: Settings, *, wait: bool, road: StraightRoad | None = None
+    settings: Settings,
+    *,
+    wait: bool,
+    connections: Connections | None = None,
+    road: StraightRoad | None = None,
 ) -> FetchOptions:
     """Translate the settings into what fetches are told."""
+    connections = connections or shared_connections(settings)
     return FetchOptions(
         poll=PollOptions(
             interval=settings.poll_interval,
@@ -131,10 +154,10 @@ def fetch_options(
             min_free_space=settings.min_free_space,
             rules=HostRules.of(settings.allowed_hosts),
             rate_limit=RateLimit(settings.limit_rate),
+            slow_down=SlowDown(heard=connections.throttled),
+            connections=connections,
             straight_road=road,
         ),
-        file_slots=asyncio.Semaphore(settings.parallel_files),
-        parallel_files=settings.parallel_files,
         verify=settings.verify,
         checksums=settings.checksums,
     )

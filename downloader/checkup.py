@@ -26,6 +26,7 @@ from downloader.errors import (
     PlatformUnavailable,
     redacted,
 )
+from downloader.proving import MAX_AT_WORK
 from downloader.units import counted, format_bytes, format_seconds
 from state import StateError, look_at
 
@@ -184,13 +185,13 @@ def _state(settings: Settings) -> Diagnosis:
 
 def _descriptors(settings: Settings) -> Diagnosis:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = settings.parallel_files * (settings.segments + 1) + FILES_BESIDE_CONNECTIONS
+    needed = 2 * settings.connections + MAX_AT_WORK + FILES_BESIDE_CONNECTIONS
     if limit != resource.RLIM_INFINITY and limit < needed:
         return Diagnosis(
             what="open files",
             verdict="failed",
             found=f"{limit} are allowed and {needed} may be needed",
-            mend=f"ulimit -n {needed}, or fewer segments and parallel_files",
+            mend=f"ulimit -n {needed}, or fewer connections and parallel_files",
         )
     return Diagnosis(what="open files", verdict="ok", found=f"{needed} of {limit} may be needed")
 

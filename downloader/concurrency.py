@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import ParamSpec, TypeVar
 
-__all__ = ["beside", "in_stoppable_thread", "in_thread", "run_together"]
+__all__ = ["beside", "in_stoppable_thread", "in_thread", "run_together", "together"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -64,10 +64,17 @@ async def beside(job: Coroutine[object, object, None]) -> AsyncIterator[None]:
 
 async def run_together(jobs: Iterable[Coroutine[object, object, None]]) -> None:
     """Run the jobs side by side; when one fails, stop the others and raise its error, bare."""
+    async with together() as group:
+        for job in jobs:
+            group.create_task(job)
+
+
+@contextlib.asynccontextmanager
+async def together() -> AsyncIterator[asyncio.TaskGroup]:
+    """Give a group of jobs; when one fails, the others are stopped and its error raised, bare."""
     with _bare_errors():
         async with asyncio.TaskGroup() as group:
-            for job in jobs:
-                group.create_task(job)
+            yield group
 
 
 @contextlib.contextmanager

@@ -126,13 +126,20 @@ class Settings(BaseSettings):
         10, description="Seconds that opening a connection to the store may take."
     )
     segments: Annotated[int, kinds.whole_number(1, 64)] = Field(
-        4, description="Connections to the store for one file."
+        16, description="Connections to the store for one file at the most."
     )
     segment_size: Annotated[int, kinds.size(MIB)] = Field(
-        64 * MIB, description="Bytes of one ranged request."
+        64 * MIB, description="Bytes of one ranged request at the most."
     )
     parallel_files: Annotated[int, kinds.whole_number(1, 64)] = Field(
-        4, description="Files that are transferred at the same time."
+        64, description="Files that are transferred at the same time at the most."
+    )
+    connections: Annotated[int, kinds.whole_number(1, 256)] = Field(
+        64,
+        description="Connections to the store in all at the most; as many are used as bring more.",
+    )
+    buffer_memory: Annotated[int, kinds.size(MIB)] = Field(
+        16 * MIB, description="Bytes of memory for what is on its way to the disk."
     )
     limit_rate: Annotated[int | None, kinds.rate(1024)] = Field(
         None, description="Bytes per second of all transfers together."

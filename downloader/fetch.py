@@ -130,15 +130,17 @@ class _Fetch:
     async def _fetched(self, task: Task, history: History) -> FetchReport:
         await history.enter(Phase.WAITING)
         await history.tell("started", f"Fetching into {self._place.final}")
-        result = await self._result(task, history)
-        objects = plan_objects(result, rules=self._options.transfer.rules)
+        # The result itself is let go: thousands of links are long.
+        objects = plan_objects(
+            await self._result(task, history), rules=self._options.transfer.rules
+        )
         files = await self._planned(task, objects, history)
         with self._place.held():
             # A process with another state may have published it while the platform was asked.
             if (report := await self._if_published(task, history)) is not None:
                 await in_thread(self._place.remove_if_empty)
                 return report
-            proved = await self._proving(objects, files, history).prove()
+            proved = await self._proving(task, objects, files, history).prove()
             return self._report(await self._publish(objects, proved, history), proved)
 
     # Ask and plan.
@@ -175,7 +177,11 @@ class _Fetch:
     # Transfer and verify.
 
     def _proving(
-        self, objects: Sequence[PlannedObject], files: Sequence[File], history: History
+        self,
+        task: Task,
+        objects: Sequence[PlannedObject],
+        files: Sequence[File],
+        history: History,
     ) -> Proving:
         renewal = LinkRenewal(
             self._place.task_id,
@@ -187,6 +193,7 @@ class _Fetch:
             self._place,
             objects,
             files,
+            task=task.id,
             renewal=renewal,
             store=self._store,
             session=self._session,

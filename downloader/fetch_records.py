@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,8 +21,6 @@ class FetchOptions:
 
     poll: PollOptions = field(default_factory=PollOptions)
     transfer: TransferOptions = field(default_factory=TransferOptions)
-    file_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
-    parallel_files: int = 4  # of one task; the slots bound those of all tasks
     verify: Level = "full"
     checksums: Sequence[str] = ()  # also write SHA256SUMS, MD5SUMS
 

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import aiohttp
 
@@ -20,13 +21,15 @@ from downloader.publish import ResultDirectory
 from downloader.reading import crc64_of_file
 from downloader.renewal import LinkRenewal
 from downloader.task_result import PlannedObject
-from downloader.transfer import Link, Transferred, transfer_file
+from downloader.transfer import Checkpoints, Link, SyncBatch, Transferred, transfer_file
+from downloader.transfer.part_file import PartFile
 from downloader.units import listed
 from downloader.verify import check_result
 from state import AsyncStore, Checkpoint, File, Phase, StateStore
 
-__all__ = ["Proved", "Proving"]
+__all__ = ["MAX_AT_WORK", "Proved", "Proving"]
 
+MAX_AT_WORK = 256  # files that are on their way or wait to be synced; each is open
 MAX_PROOFS = 2  # tries to verify, where fetching something again may mend it
 
 
@@ -50,6 +53,7 @@ class Proving:
         objects: Sequence[PlannedObject],
         files: Sequence[File],
         *,
+        task: int,
         renewal: LinkRenewal,
         store: AsyncStore,
         session: aiohttp.ClientSession,
@@ -60,6 +64,7 @@ class Proving:
         self._place = place
         self._objects = objects
         self._files = files
+        self._task = task
         self._renewal = renewal
         self._store = store
         self._session = session
@@ -127,27 +132,38 @@ class Proving:
     async def _side_by_side(self) -> dict[str, Transferred]:
         done: dict[str, Transferred] = {}
         waiting = deque(zip(self._objects, self._files, strict=True))
+        connections = self._options.transfer.connections
+        checkpoints = _TaskCheckpoints(
+            self._store,
+            await self._store.call(StateStore.load_checkpoints, self._task),
+            is_more_coming=lambda: connections.in_use > 0,
+        )
+        paths = await self._part_paths()
 
         async def work() -> None:
             while waiting:
                 one, file = waiting.popleft()
-                async with self._options.file_slots:
-                    done[one.name] = await self._transfer(one, file)
+                kept = checkpoints.of(file.id)
+                done[one.name] = await self._transfer(one, paths[one.name], kept)
                 self._reporter.file_done(one.name)
 
-        workers = min(self._options.parallel_files, len(self._objects))
+        workers = min(MAX_AT_WORK, len(self._objects))
         await run_together(work() for _ in range(workers))
         return done
 
-    async def _transfer(self, one: PlannedObject, file: File) -> Transferred:
-        part_path = await in_thread(self._place.part_path, one.name)
+    async def _part_paths(self) -> Mapping[str, Path]:
+        return await in_thread(self._place.part_paths, [one.name for one in self._objects])
+
+    async def _transfer(
+        self, one: PlannedObject, part_path: Path, checkpoints: Checkpoints
+    ) -> Transferred:
         with _named(one.name):
             return await transfer_file(
                 one.name,
                 part_path=part_path,
                 link=Link(one.url, lambda refused: self._renewal.renew(one, refused)),
                 session=self._session,
-                checkpoints=_Checkpoints(self._store, file.id),
+                checkpoints=checkpoints,
                 reporter=self._reporter,
                 options=self._options.transfer,
             )
@@ -157,9 +173,7 @@ class Proving:
     async def _checked(self) -> list[str]:
         """Run the VCF checks in a thread; the reporter hears of them on the event loop."""
         await self._history.enter(Phase.VERIFYING)
-        paths = {
-            one.name: await in_thread(self._place.part_path, one.name) for one in self._objects
-        }
+        paths = await self._part_paths()
         loop, level = asyncio.get_running_loop(), self._options.verify
         warnings = await in_stoppable_thread(
             lambda stopped: check_result(
@@ -178,32 +192,64 @@ class Proving:
     async def _doubtful(self, transferred: Mapping[str, Transferred]) -> set[str]:
         """Name the files that may be other than the store's: by no checksum, or by the disk's."""
         doubtful = set()
+        paths = await self._part_paths()
         for name, one in transferred.items():
-            on_disk = await crc64_of_file(await in_thread(self._place.part_path, name))
+            on_disk = await crc64_of_file(paths[name])
             if not one.crc64_confirmed or on_disk != one.crc64:
                 doubtful.add(name)
         return doubtful
 
     async def _forget(self, names: set[str]) -> None:
-        for file in self._files:
-            if file.name in names:
-                await self._store.call(StateStore.clear_checkpoint, file.id)
+        gone = [file.id for file in self._files if file.name in names]
+        await self._store.call(StateStore.clear_checkpoints, gone)
+
+
+class _TaskCheckpoints:
+    """The checkpoints of a task's files, kept in the state: read once, written in batches."""
+
+    def __init__(
+        self,
+        store: AsyncStore,
+        known: dict[int, Checkpoint],
+        *,
+        is_more_coming: Callable[[], bool],
+    ) -> None:
+        self._store = store
+        self._known = known
+        self._batch = SyncBatch(self._save_all, is_more_coming=is_more_coming)
+
+    def of(self, file_id: int) -> Checkpoints:
+        known = self._known.pop(file_id, None)
+        return _Checkpoints(self._store, file_id, known, self._batch)
+
+    async def _save_all(self, checkpoints: Mapping[int, Checkpoint]) -> None:
+        await self._store.call(StateStore.save_checkpoints, checkpoints)
 
 
 class _Checkpoints:
     """A file's checkpoint, kept in the state."""
 
-    def __init__(self, store: AsyncStore, file_id: int) -> None:
+    def __init__(
+        self, store: AsyncStore, file_id: int, known: Checkpoint | None, batch: SyncBatch
+    ) -> None:
         self._store = store
         self._file_id = file_id
+        self._known = known
+        self._batch = batch
 
     async def load(self) -> Checkpoint | None:
-        return await self._store.call(StateStore.load_checkpoint, self._file_id)
+        return self._known
 
-    async def save(self, checkpoint: Checkpoint) -> None:
-        await self._store.call(StateStore.save_checkpoint, self._file_id, checkpoint)
+    async def save(self, checkpoint: Checkpoint, *, previous: Checkpoint | None = None) -> None:
+        await self._store.run(
+            lambda store: store.save_checkpoint(self._file_id, checkpoint, previous=previous)
+        )
+
+    async def finish(self, part: PartFile, checkpoint: Checkpoint) -> None:
+        await self._batch.add(self._file_id, part, checkpoint)
 
     async def clear(self) -> None:
+        self._known = None
         await self._store.call(StateStore.clear_checkpoint, self._file_id)
 
 

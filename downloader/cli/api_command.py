@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated
 
@@ -130,6 +129,8 @@ def _call(
 
 def _conditions(flag: str, text: str | None) -> list[dict[str, object]] | None:
     """Read a list of conditions; the client looks at them closely before anything is sent."""
+    import json
+
     if text is None:
         return None
     try:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_text
 from typing import TYPE_CHECKING
 
 import typer
 
 from downloader.cli import options
 from downloader.cli.running import run, told
-from downloader.logs import printable
 
 if TYPE_CHECKING:
     from downloader.checkup import Diagnosis
@@ -56,6 +54,8 @@ def doctor(
 
 def _print_settings(settings: list[tuple[str, str, str]]) -> None:
     """Show every setting whose value is not the default, and where it comes from."""
+    from downloader.logs import printable
+
     own = [row for row in settings if row[2] != "default"]
     typer.echo("Settings that are not the defaults:" if own else "Every setting is the default.")
     for name, value, origin in own:
@@ -64,6 +64,10 @@ def _print_settings(settings: list[tuple[str, str, str]]) -> None:
 
 
 def _print(diagnosis: Diagnosis, *, json: bool) -> None:
+    import json as json_text
+
+    from downloader.logs import printable
+
     if json:
         facts = {
             "event": "checked",

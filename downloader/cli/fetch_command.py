@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json as json_text
-import shlex
 import sys
 from collections.abc import Coroutine, Iterable, Sequence
 from pathlib import Path
@@ -48,9 +45,11 @@ def fetch(
     verify: options.VerifyLevel = None,
     checksums: options.Checksums = None,
     limit_rate: options.LimitRate = None,
+    connections: options.Connections = None,
     parallel_files: options.ParallelFiles = None,
     segments: options.Segments = None,
     segment_size: options.SegmentSize = None,
+    buffer_memory: options.BufferMemory = None,
     min_free_space: options.MinFreeSpace = None,
     allowed_hosts: options.AllowedHosts = None,
     endpoint: options.Endpoint = None,
@@ -74,9 +73,11 @@ def fetch(
         verify=verify,
         checksums=checksums,
         limit_rate=limit_rate,
+        connections=connections,
         parallel_files=parallel_files,
         segments=segments,
         segment_size=segment_size,
+        buffer_memory=buffer_memory,
         min_free_space=min_free_space,
         allowed_hosts=allowed_hosts,
         endpoint=endpoint,
@@ -139,6 +140,8 @@ async def _fetch_all(
     verbose: bool,
 ) -> int:
     """Fetch tasks side by side; return the exit code of the first that failed, in their order."""
+    import asyncio
+
     from downloader.app import open_app
     from downloader.logs import set_up_logging
     from downloader.screens import choose_screen
@@ -165,6 +168,8 @@ async def _side_by_side(jobs: Iterable[Coroutine[object, object, int]]) -> list[
 
     `asyncio.gather` would return when the first of them has.
     """
+    import asyncio
+
     async with asyncio.TaskGroup() as group:
         running = [group.create_task(job) for job in jobs]
     return [one.result() for one in running]
@@ -197,9 +202,7 @@ class _Teller:
             prefix = f"{report.task_id}: " if self._several else ""
             self._screen.say(prefix + _summary(report))
         if self._json:
-            self._print(
-                json_text.dumps({"event": "published", **report.facts()}, ensure_ascii=False)
-            )
+            self._print_json({"event": "published", **report.facts()})
         else:
             self._print(str(report.path))
 
@@ -213,7 +216,7 @@ class _Teller:
                 "message": str(error),
                 "exit_code": error.exit_code,
             }
-            self._print(json_text.dumps(facts, ensure_ascii=False))
+            self._print_json(facts)
         prefix = f"{task_id}: " if self._several else ""
         with self._screen.aside():
             complain(f"{prefix}{error}")
@@ -227,7 +230,7 @@ class _Teller:
         for task_id in task_ids:
             if self._json and task_id not in self._ended:
                 facts = {"task_id": task_id, **_how_far(files[task_id]), "exit_code": exit_code}
-                self._print(json_text.dumps({"event": "interrupted", **facts}))
+                self._print_json({"event": "interrupted", **facts})
         if not self._quiet:
             complain(_interruption([file for each in files.values() for file in each]))
 
@@ -235,6 +238,11 @@ class _Teller:
         """Raise what kept results from being told on stdout, if anything did."""
         if self._unwritten is not None:
             raise self._unwritten
+
+    def _print_json(self, facts: dict[str, object]) -> None:
+        import json
+
+        self._print(json.dumps(facts, ensure_ascii=False))
 
     def _print(self, line: str) -> None:
         """Write a line to stdout; one that cannot be written to stops no other task."""
@@ -294,6 +302,8 @@ def _how_far(files: Sequence[FileProgress]) -> dict[str, int | None]:
 
 
 def _interruption(files: Sequence[FileProgress]) -> str:
+    import shlex
+
     from downloader.units import counted, format_bytes
 
     again = shlex.join([PROGRAM, *sys.argv[1:]])

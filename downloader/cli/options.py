@@ -63,9 +63,15 @@ StallTimeout = Annotated[
 ConnectTimeout = Annotated[
     Text, _setting("--connect-timeout", "TIME", "No connection by then: a new attempt. [10s]")
 ]
-Segments = Annotated[Text, _setting("--segments", "N", "Connections for one file.")]
-SegmentSize = Annotated[Text, _setting("--segment-size", "SIZE", "Bytes of one ranged request.")]
-ParallelFiles = Annotated[Text, _setting("--parallel-files", "N", "Files at a time.")]
+Segments = Annotated[Text, _setting("--segments", "N", "Most connections for one file. [16]")]
+SegmentSize = Annotated[
+    Text, _setting("--segment-size", "SIZE", "Most bytes of one ranged request. [64M]")
+]
+ParallelFiles = Annotated[Text, _setting("--parallel-files", "N", "Most files at a time. [64]")]
+Connections = Annotated[Text, _setting("--connections", "N", "Most connections in all. [64]")]
+BufferMemory = Annotated[
+    Text, _setting("--buffer-memory", "SIZE", "Memory for bytes on their way to the disk. [16M]")
+]
 LimitRate = Annotated[Text, _setting("--limit-rate", "RATE", "Bytes/s over all transfers (20M).")]
 MinFreeSpace = Annotated[
     Text, _setting("--min-free-space", "SIZE", "Bytes that stay free on the disk. [0]")

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
+import gc
 import io
 import os
 import signal
 import sys
 import threading
 from collections.abc import Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import typer
 
 from downloader.errors import DownloaderError, Interrupted
-from downloader.logs import printable, scrubbed
 from state.errors import StateError
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = [
     "PROGRAM",
+    "collect_from_now_on",
     "complain",
     "exit_code_of",
     "hold_standard_streams",
@@ -47,14 +49,27 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     Raises:
         Interrupted: a signal ended it; everything it held was closed.
     """
+    import asyncio
+
     return asyncio.run(_until_a_signal(main))
 
 
+def collect_from_now_on() -> None:
+    """Let Python look for garbage, but only in what is made from now on: modules are none."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
 async def _until_a_signal(main: Coroutine[Any, Any, T]) -> T:
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
     loop = asyncio.get_running_loop()
     # asyncio's own pool has six threads on two cores: a long check would hold up every write.
     loop.set_default_executor(ThreadPoolExecutor(WORKERS, thread_name_prefix="work"))
     task = asyncio.ensure_future(main)
+    loop.call_soon(collect_from_now_on)  # after the first step, in which modules are loaded
     received: list[int] = []
 
     def stop(number: int) -> None:
@@ -123,6 +138,8 @@ def told() -> Iterator[None]:
 
 def complain(message: str) -> None:
     """Say one sentence for people on stderr; nobody there to hear it is no error."""
+    from downloader.logs import printable, scrubbed
+
     try:
         safe = printable(scrubbed(message))
         print(f"{PROGRAM}: {safe}", file=sys.stderr, flush=True)  # noqa: T201 - the front door

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from downloader.cli.running import told
+from downloader.cli.running import collect_from_now_on, told
 
 __all__ = ["sandbox"]
 
@@ -46,6 +46,7 @@ def sandbox(
             bytes_per_second = None if rate is None else parse_rate(rate)
         except ValueError as error:
             raise InvalidArgument(f"--rate {rate!r}: {error}") from None
+        collect_from_now_on()  # it runs for hours
         asyncio.run(
             serve(
                 data,

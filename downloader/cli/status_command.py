@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_text
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,6 @@ import typer
 from downloader.cli import options
 from downloader.cli.running import told
 from downloader.errors import DownloaderError
-from downloader.logs import printable
 
 if TYPE_CHECKING:
     from state import Event, FileProgress, StateStore, Task
@@ -75,6 +73,8 @@ def _found(store: StateStore, task_ids: Sequence[str]) -> list[Task]:
 
 
 def _print_table(store: StateStore, tasks: Sequence[Task]) -> None:
+    from downloader.logs import printable
+
     if not tasks:
         typer.echo("No task is known yet.", err=True)
         return
@@ -102,6 +102,8 @@ def _print_table(store: StateStore, tasks: Sequence[Task]) -> None:
 
 
 def _print_history(store: StateStore, task: Task) -> None:
+    from downloader.logs import printable
+
     files = store.progress(task.id)
     typer.echo(f"Task      {task.task_id}")
     reason = f": {printable(task.message)}" if task.message else ""
@@ -118,6 +120,8 @@ def _print_history(store: StateStore, task: Task) -> None:
 
 
 def _print_json(store: StateStore, tasks: Iterable[Task]) -> None:
+    import json as json_text
+
     for task in tasks:
         facts = {
             "task_id": task.task_id,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json as json_text
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +11,6 @@ import typer
 from downloader.cli import options
 from downloader.cli.running import complain, run, told
 from downloader.errors import InvalidArgument, VerificationFailed
-from downloader.logs import printable
 
 if TYPE_CHECKING:
     from downloader.config import Settings
@@ -100,6 +97,9 @@ def _published_elsewhere(task_id: str, state: str) -> Path | None:
 def _print(found: Recheck, *, json: bool, quiet: bool, several: bool) -> None:
     """Show each file's verdict on stdout; sentences for people go to stderr."""
     if json:
+        import json as json_text
+        from dataclasses import asdict
+
         for finding in found.findings:
             facts = {"event": "verified", "ok": finding.problem is None, **asdict(finding)}
             typer.echo(json_text.dumps(facts, ensure_ascii=False))
@@ -119,6 +119,8 @@ def _print(found: Recheck, *, json: bool, quiet: bool, several: bool) -> None:
 
 
 def _print_verdicts(found: Recheck, *, several: bool) -> None:
+    from downloader.logs import printable
+
     if several:
         typer.echo(f"{found.path}:")
     for finding in found.findings:
@@ -127,6 +129,8 @@ def _print_verdicts(found: Recheck, *, several: bool) -> None:
 
 
 def _show_current(name: str) -> None:
+    from downloader.logs import printable
+
     print(f"\r\x1b[Kchecking {printable(name)[:60]}", end="", file=sys.stderr, flush=True)  # noqa: T201
 
 

@@ -129,16 +129,16 @@ class _LinesTask(Tally):
 
     def file_done(self, name: str) -> None:
         super().file_done(name)
-        totals = self.totals()
-        if totals.files > MANY_FILES:
+        if self.files > MANY_FILES:
             return
+        totals = self.totals()
         size = self.size_of(name)
         done = f"{printable(name)} done" + ("" if size is None else f", {format_bytes(size)}")
         self._screen.tell(self, f"{done} ({totals.files_done}/{totals.files})")
 
     def verifying(self, name: str) -> None:
         super().verifying(name)
-        if self.totals().files <= MANY_FILES:
+        if self.files <= MANY_FILES:
             self._screen.tell(self, f"checking {printable(name)}")
 
     def note(self, message: str) -> None:

@@ -239,10 +239,15 @@ class Tally(Reporter):
         """Return the size of a file, if it was told."""
         return self._sizes.get(name)
 
+    @property
+    def files(self) -> int:
+        """How many files the task has, as far as is known."""
+        return max(self._files, len(self._finished) + len(self.active))
+
     def totals(self) -> Totals:
         """Return where the task stands."""
         return Totals(
-            files=max(self._files, len(self._finished) + len(self.active)),
+            files=self.files,
             files_done=len(self._finished),
             files_sized=len(self._sizes),
             files_begun=sum(file.fraction for file in self.active.values()),

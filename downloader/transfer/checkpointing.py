@@ -28,8 +28,18 @@ class Checkpoints(Protocol):
         """Return what was saved last, if anything."""
         ...
 
-    async def save(self, checkpoint: Checkpoint) -> None:
-        """Remember the checkpoint durably: when this returns, it survives a power loss."""
+    async def save(self, checkpoint: Checkpoint, *, previous: Checkpoint | None = None) -> None:
+        """Remember the checkpoint durably: when this returns, it survives a power loss.
+
+        `previous` is what was saved last, if that is known: what is the same need not be written.
+        """
+        ...
+
+    async def finish(self, part: PartFile, checkpoint: Checkpoint) -> None:
+        """Sync a file that came in one go, and remember that it is whole.
+
+        Others that have come meanwhile may be synced and remembered with it.
+        """
         ...
 
     async def clear(self) -> None:
@@ -53,6 +63,7 @@ class Checkpointer:
         self._part = part
         self._runs = runs
         self._saving = asyncio.Lock()
+        self._saved: Checkpoint | None = None
         self._last_save = time.monotonic()
 
     async def keep_saving(self, filled: asyncio.Event) -> None:
@@ -85,10 +96,14 @@ class Checkpointer:
             if all(run.unsafe_bytes == 0 for run in self._runs):
                 return
             self._last_save = time.monotonic()
-            segments = tuple(run.snapshot() for run in self._runs)
-            await in_thread(self._part.sync)
-            await self._checkpoints.save(
-                Checkpoint(etag=self._version.etag, size=self._version.size, segments=segments)
+            runs = tuple(self._runs)  # some may be cut in two meanwhile
+            checkpoint = Checkpoint(
+                etag=self._version.etag,
+                size=self._version.size,
+                segments=tuple(run.snapshot() for run in runs),
             )
-            for run, segment in zip(self._runs, segments, strict=True):
+            await in_thread(self._part.sync)
+            await self._checkpoints.save(checkpoint, previous=self._saved)
+            self._saved = checkpoint
+            for run, segment in zip(runs, checkpoint.segments, strict=True):
                 run.safe_position = segment.position

@@ -24,6 +24,8 @@ def crc64_of(data: bytes | bytearray | memoryview, previous: int = EMPTY_CRC64) 
 
 def combine_crc64(first: int, second: int, second_length: int) -> int:
     """Return the CRC-64 of two neighbouring pieces from theirs and the second's length in bytes."""
+    if not first:  # as of nothing: whatever zero is multiplied by, it stays zero
+        return second
     return _multiply(_power_of_x(8 * second_length), first) ^ second
 
 

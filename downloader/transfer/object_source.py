@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 import aiohttp
 
@@ -36,37 +37,31 @@ class ObjectSource:
         self._slow_down = slow_down
 
     @contextlib.asynccontextmanager
-    async def get(self, start: int, stop: int, version: Version | None) -> AsyncIterator[Body]:
-        """Send one ranged GET, as `ranged_get` does, with a link that the store takes."""
-        async with contextlib.AsyncExitStack() as stack:
-            yield await self._opened(stack, start, stop, version)
-
-    async def straight(
-        self, road: StraightRoad, start: int, stop: int, version: Version
-    ) -> StraightBody | None:
-        """Send one ranged GET on the straight road; None if the plain way must be gone."""
-        await self._slow_down.wait()
-        parts = self._rules.check(await self._link.current())
-        if not road.leads_to(parts):
-            return None
-        return await road.ask(parts, start=start, stop=stop, version=version)
-
-    async def _opened(
+    async def get(
         self,
-        stack: contextlib.AsyncExitStack,
         start: int,
         stop: int,
         version: Version | None,
-    ) -> Body:
+        *,
+        road: StraightRoad | None = None,
+        then: Callable[[StraightBody], None] | None = None,
+    ) -> AsyncIterator[Body | StraightBody]:
+        """Send one ranged GET, as `ranged_get` does, with a link that the store takes.
+
+        By the straight road, if there is one and it leads there; `then` is only for that.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            yield await self._opened(stack, _Wanted(start, stop, version, road, then))
+
+    async def _opened(
+        self, stack: contextlib.AsyncExitStack, wanted: _Wanted
+    ) -> Body | StraightBody:
         renewals, is_doubted = 0, False
         while True:
             await self._slow_down.wait()
             url = await self._link.current()
-            get = ranged_get(
-                self._session, url, start=start, stop=stop, version=version, rules=self._rules
-            )
             try:
-                return await stack.enter_async_context(get)
+                return await self._asked(stack, url, wanted)
             except LinkRefused as refusal:
                 if renewals == MAX_RENEWALS:
                     raise
@@ -80,3 +75,28 @@ class ObjectSource:
                 if is_doubted:
                     raise
                 is_doubted = True
+
+    async def _asked(
+        self, stack: contextlib.AsyncExitStack, url: str, wanted: _Wanted
+    ) -> Body | StraightBody:
+        start, stop, version, road = wanted.start, wanted.stop, wanted.version, wanted.road
+        parts = self._rules.check(url)
+        if road is not None and road.leads_to(parts):
+            straight = await road.ask(
+                parts, start=start, stop=stop, version=version, then=wanted.then
+            )
+            if straight is not None:
+                return stack.enter_context(contextlib.closing(straight))
+        plain = ranged_get(
+            self._session, url, start=start, stop=stop, version=version, rules=self._rules
+        )
+        return await stack.enter_async_context(plain)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    start: int
+    stop: int
+    version: Version | None
+    road: StraightRoad | None
+    then: Callable[[StraightBody], None] | None

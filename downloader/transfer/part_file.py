@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 from downloader.errors import DiskError, DiskFull
 
-__all__ = ["PAGE_BYTES", "PartFile", "disk_error"]
+__all__ = ["PAGE_BYTES", "PartFile", "disk_error", "sync_names"]
 
 PAGE_BYTES = 4096  # what offsets and lengths must be multiples of to pass the page cache by
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -36,6 +38,7 @@ class PartFile:
         self._direct: int | None = None
         self._has_direct = True  # as far as is known
         self._opening_direct = threading.Lock()
+        self._has_safe_name = False
 
     @classmethod
     def open(cls, path: Path, *, anew: bool = False) -> PartFile:
@@ -58,7 +61,6 @@ class PartFile:
         if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
             os.close(descriptor)
             raise _no_ordinary_file(path)
-        _sync_directory(path.parent)
         return cls(path, descriptor)
 
     @staticmethod
@@ -169,8 +171,11 @@ class PartFile:
             yield chunk
             position += len(chunk)
 
-    def sync(self) -> None:
-        """Return once every byte written so far has reached the disk.
+    def sync(self, *, names: set[Path] | None = None) -> None:
+        """Return once every byte written so far has reached the disk, and the file's name.
+
+        For many files, `names` collects the directories in place of syncing each of them each
+        time: `sync_names` does so once for all.
 
         The kernel tells of a failed sync once and takes the lost pages for clean afterwards, so
         a file that could not be synced stays so.
@@ -183,6 +188,12 @@ class PartFile:
             except OSError as error:
                 self._sync_error = error
                 raise
+        if not self._has_safe_name:
+            self._has_safe_name = True
+            if names is None:
+                sync_names({self.path.parent})
+            else:
+                names.add(self.path.parent)
 
     def confirm(self, size: int) -> tuple[int, int]:
         """Make sure that the path still leads to this very file, and that it has its size.
@@ -198,11 +209,17 @@ class PartFile:
             )
         return ours.st_dev, ours.st_ino
 
+    @property
+    def is_closed(self) -> bool:
+        """Tell whether it was closed; whoever writes to it then has made a mistake."""
+        return self._descriptor < 0
+
     def close(self) -> None:
-        """Close the file; what was not synced may still be lost with the power."""
-        for descriptor in (self._direct, self._descriptor):
+        """Close the file, once or again; what was not synced may still be lost with the power."""
+        descriptors, self._descriptor, self._direct = (self._direct, self._descriptor), -1, None
+        for descriptor in descriptors:
             with contextlib.suppress(OSError):  # no checkpoint tells of what was not synced
-                if descriptor is not None:
+                if descriptor is not None and descriptor >= 0:
                     os.close(descriptor)
 
 
@@ -221,14 +238,15 @@ def _no_ordinary_file(path: Path) -> DiskError:
     return DiskError(f"{path} is no ordinary file of its own; move it away and try again")
 
 
-def _sync_directory(path: Path) -> None:
-    """Make the name of a new file survive a power loss, where the file system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def sync_names(directories: Iterable[Path]) -> None:
+    """Make the names of new files survive a power loss, where the file system can."""
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -245,11 +263,9 @@ def _reserve_blocks(descriptor: int, size: int) -> bool:
     Not `os.posix_fallocate`: where the file system has no such call, glibc imitates it by
     touching every block, which takes minutes on NFS.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    fallocate = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
+    fallocate = _fallocate()
     if fallocate is None:
         return False
-    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     while fallocate(descriptor, 0, 0, size) != 0:
         code = ctypes.get_errno()
         if code in _NO_RESERVATION:
@@ -257,3 +273,12 @@ def _reserve_blocks(descriptor: int, size: int) -> bool:
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code))
     return True
+
+
+@functools.cache
+def _fallocate() -> Callable[[int, int, int, int], int] | None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    fallocate = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
+    if fallocate is not None:
+        fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    return cast("Callable[[int, int, int, int], int] | None", fallocate)

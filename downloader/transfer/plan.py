@@ -6,12 +6,11 @@ import re
 
 from state.records import Checkpoint, Segment
 
-__all__ = ["ALIGNMENT", "PROBE_LENGTH", "is_strong_etag", "plan_segments", "usable"]
+__all__ = ["ALIGNMENT", "MIN_SHARE", "is_strong_etag", "plan_segments", "usable"]
 
 MIB = 1024 * 1024
 ALIGNMENT = MIB  # segments begin at multiples of it, so that the disk sees whole pages
-PROBE_LENGTH = 4 * MIB  # the first request: most results' indexes and small files are done with it
-
+MIN_SHARE = 4 * MIB  # what is worth a request of its own, as long as nobody is idle
 
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]+"')  # RFC 9110 §8.8.3, and nothing but ASCII
 
@@ -28,13 +27,13 @@ def plan_segments(
 
     `probed` bytes from the beginning form the first segment: the reply that told the size brings
     them. What is left is cut so that each of `connections` gets a share while the shares are no
-    shorter than the probe.
+    shorter than is worth a request.
     """
     probed = min(probed, size)
     first = (Segment(start=0, stop=probed),) if probed else ()
     rest = size - probed
     share = _aligned(-(-rest // max(1, connections)))
-    length = _aligned(min(segment_size, max(share, PROBE_LENGTH)))
+    length = _aligned(min(segment_size, max(share, MIN_SHARE)))
     starts = range(probed, size, length)
     return first + tuple(Segment(start=start, stop=min(start + length, size)) for start in starts)
 

@@ -29,7 +29,16 @@ from downloader.network import is_lasting_refusal, proxy_for, refused_by_proxy, 
 from downloader.retry import retry_after_seconds
 from downloader.transfer.plan import is_strong_etag
 
-__all__ = ["Body", "ReplyHead", "Version", "partial_span", "ranged_get"]
+__all__ = [
+    "MAX_ERROR_BYTES",
+    "Body",
+    "ReplyHead",
+    "Version",
+    "partial_span",
+    "ranged_get",
+    "refusal",
+    "whole_span",
+]
 
 MAX_REDIRECTS = 5
 MAX_ERROR_BYTES = 64 * 1024
@@ -272,12 +281,23 @@ def partial_span(
 
 
 def _whole_body(response: aiohttp.ClientResponse, version: Version | None) -> Body:
-    size = response.content_length
-    if response.content_type == "text/html":
+    found, first, behind = whole_span(response, version)
+    return Body(found, first, behind, response)
+
+
+def whole_span(reply: ReplyHead, version: Version | None) -> tuple[Version, int, int]:
+    """Hold a 200 against what is known; return its version and the range that it has.
+
+    Raises:
+        BadStoreReply: it is no object, or of no known size.
+        ObjectChanged: it is another version.
+    """
+    size = reply.content_length
+    if reply.headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/html":
         raise BadStoreReply("A web page came in place of the object, as from a proxy or a portal")
     if size is None:
         raise BadStoreReply("The store sent the whole object without telling its size")
-    return Body(_same_version(response, size, version), 0, size, response)
+    return _same_version(reply, size, version), 0, size
 
 
 def _unsatisfied(
@@ -312,10 +332,19 @@ def _same_version(reply: ReplyHead, total: int, version: Version | None) -> Vers
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> TransferError:
-    code, message, request_id = await _oss_error(response)
-    said = f"{code}: {message}" if code else f"HTTP {response.status}"
+    """Read what a refusal says; where its body breaks off, the status is still an answer."""
+    raw = b""
+    with contextlib.suppress(StoreUnavailable), _passing_faults():
+        while len(raw) < MAX_ERROR_BYTES and (chunk := await response.content.readany()):
+            raw += chunk
+    return refusal(response.status, response.headers, raw)
+
+
+def refusal(status: int, headers: Headers, body: bytes) -> TransferError:
+    """Return what a reply of 400 and above means, with the store's own words."""
+    code, message, request_id = _oss_error(headers, body)
+    said = f"{code}: {message}" if code else f"HTTP {status}"
     said += f" (request id {request_id})" if request_id else ""
-    status = response.status
     if status == 412:  # noqa: PLR2004
         return ObjectChanged(f"The object was replaced in the store ({said})")
     if code == "InvalidObjectState":
@@ -327,36 +356,33 @@ async def _refusal(response: aiohttp.ClientResponse) -> TransferError:
     if status == 404:  # noqa: PLR2004
         return ObjectMissing(f"The store has no such object: {said}")
     if status in _PASSING or status >= 500:  # noqa: PLR2004
-        return StoreUnavailable(f"The store answered {said}", retry_after=_asked_pause(response))
+        return StoreUnavailable(
+            f"The store answered {said}", retry_after=_asked_pause(status, headers)
+        )
     return TransferError(f"The store answered {said}")
 
 
-def _asked_pause(response: aiohttp.ClientResponse) -> float | None:
+def _asked_pause(status: int, headers: Headers) -> float | None:
     """Read how long the store wants to be left alone; OSS tells it in milliseconds.
 
     A store that throttles without saying for how long asks for a pause all the same.
     """
-    delay = response.headers.get("x-oss-qos-delay-time", "").strip()
+    delay = headers.get("x-oss-qos-delay-time", "").strip()
     if delay.isascii() and delay.isdigit():
         return float(delay[:9]) / 1000
-    asked = retry_after_seconds(response.headers.get("Retry-After"))
-    return 0.0 if asked is None and response.status in _THROTTLED else asked
+    asked = retry_after_seconds(headers.get("Retry-After", "") or None)
+    return 0.0 if asked is None and status in _THROTTLED else asked
 
 
-async def _oss_error(response: aiohttp.ClientResponse) -> tuple[str, str, str]:
+def _oss_error(headers: Headers, body: bytes) -> tuple[str, str, str]:
     """Read Code, Message and RequestId of an XML error, and nothing else of it.
 
-    The rest of such a reply repeats the signature and the string that was signed. Where the
-    body breaks off, the status is still an answer.
+    The rest of such a reply repeats the signature and the string that was signed.
     """
-    raw = b""
-    with contextlib.suppress(StoreUnavailable), _passing_faults():
-        while len(raw) < MAX_ERROR_BYTES and (chunk := await response.content.readany()):
-            raw += chunk
-    text = raw[:MAX_ERROR_BYTES].decode("utf-8", "replace")
+    text = body[:MAX_ERROR_BYTES].decode("utf-8", "replace")
     found = [
         re.search(rf"<{tag}>([^<]{{0,300}})", text) for tag in ("Code", "Message", "RequestId")
     ]
     code, message, request_id = (match[1].strip() if match else "" for match in found)
-    request_id = request_id or response.headers.get("x-oss-request-id", "")[:64]
+    request_id = request_id or headers.get("x-oss-request-id", "")[:64]
     return printable(code), printable(message), printable(request_id)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
 
 from downloader.transfer.checksum import EMPTY_CRC64, combine_crc64, crc64_of
 from downloader.transfer.part_file import PartFile
+from downloader.transfer.plan import ALIGNMENT
 from state.records import Segment
 
 __all__ = ["SegmentRun"]
 
+SILENT_SECONDS = 1.0
+
 
 class SegmentRun:
     """One segment in this run; only its own worker moves it on.
+
+    Another worker may cut off what nobody has laid claim to, and fetch that itself.
 
     Bytes of earlier runs are read back into the checksum from the disk (`read_back`), bytes of
     this run are added as they are handed to the kernel (`write`): no recorded checksum is ever
@@ -28,6 +35,41 @@ class SegmentRun:
         self._read_position = segment.start
         self._old_crc = EMPTY_CRC64
         self._new_crc = EMPTY_CRC64
+        self._claimed = segment.position  # what is before it may be on its way already
+        self._claiming = threading.Lock()
+        self._began_at, self._began_position = time.monotonic(), segment.position
+
+    def begin(self) -> None:
+        """Note that from now on somebody works on it."""
+        self._began_at, self._began_position = time.monotonic(), self.position
+
+    def claim(self, stop: int) -> int:
+        """Lay claim to the bytes up to `stop`; return up to where they are this segment's."""
+        with self._claiming:
+            self._claimed = min(stop, self.stop)
+            return self._claimed
+
+    @property
+    def seconds_left(self) -> float:
+        """How long it will take at the pace since it was begun; no time, while that is not known.
+
+        For ever, once nothing has come for longer than an answer takes.
+        """
+        seconds, come = time.monotonic() - self._began_at, self.position - self._began_position
+        if come <= 0:
+            return float("inf") if seconds >= SILENT_SECONDS else 0.0
+        return seconds * (self.stop - self.position) / come
+
+    def cut(self) -> SegmentRun | None:
+        """Cut off the later half of what is not claimed yet; None where that is too little."""
+        with self._claiming:
+            half = (self.stop - self._claimed) // 2
+            middle = -(-(self._claimed + half) // ALIGNMENT) * ALIGNMENT
+            if self.stop - middle < ALIGNMENT or middle <= self._claimed:
+                return None
+            rest = Segment(start=middle, stop=self.stop)
+            self.stop = middle
+        return SegmentRun(rest)
 
     @property
     def is_complete(self) -> bool:

@@ -65,12 +65,14 @@ class RateLimit:
 class SlowDown:
     """One pause for every transfer from a store that asked to be left alone (503, 429)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, heard: Callable[[], None] = lambda: None) -> None:
         self._until = 0.0
+        self._heard = heard
 
     def ask(self, seconds: float) -> None:
         """Let nobody send a new request for so long."""
         self._until = max(self._until, time.monotonic() + seconds)
+        self._heard()
 
     async def wait(self) -> None:
         """Return when new requests may be sent."""

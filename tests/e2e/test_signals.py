@@ -18,12 +18,13 @@ from downloader.units import format_bytes
 pytest_plugins = ["e2e_helpers"]
 
 CONTRACT_SECONDS = 5
-HELD = 4 * MIB  # of the big one; more is on its way when the signal comes
-BIG = samples.incompressible(6 * MIB, seed=3)
+FIRST = 8 * MIB  # what the first request asks for
+HELD = 6 * MIB  # of the big one; more is on its way when the signal comes
+BIG = samples.incompressible(12 * MIB, seed=3)
 
 
 def add_stalling(sandbox, name):
-    """Add a task with one file whose first segment stops a MiB before its end, once."""
+    """Add a task with one file whose first segment stops in the middle, once."""
     sandbox.add_task({f"{name}/data.bin": BIG}, task_id=name)
     sandbox.store.inject(Fault.STALL, key=f"{name}/data.bin", covering=0, after=3 * MIB)
 
@@ -32,7 +33,7 @@ def holds_most(partial):
     """Tell whether all is in the part file but what is held back and what is in a buffer."""
     part = partial / "data.bin.part"
     data = part.read_bytes() if part.exists() else b""
-    return data[: 2 * MIB] == BIG[: 2 * MIB] and data[4 * MIB :] == BIG[4 * MIB :]
+    return data[: 2 * MIB] == BIG[: 2 * MIB] and data[FIRST:] == BIG[FIRST:]
 
 
 def told(ended):
@@ -95,7 +96,7 @@ async def test_a_signal_in_a_transfer_keeps_what_it_says(program, sandbox):
     assert again.exit_code == 0
     resumed = again.events[-1]["resumed_bytes"]
     assert resumed == safe
-    assert told(ended) == f"{format_bytes(resumed)} of 6.0 MiB ({100 * resumed // len(BIG)} %)"
+    assert told(ended) == f"{format_bytes(resumed)} of 12.0 MiB ({100 * resumed // len(BIG)} %)"
     assert sandbox.store.bytes_served == len(BIG) - resumed
     assert published(program.dest / "task") == {"data.bin": BIG}
 
@@ -114,7 +115,7 @@ async def test_of_several_tasks_each_one_saves_its_last_bytes(program, sandbox):
     resumed = [end["resumed_bytes"] for end in ends]
     assert len(resumed) == 2
     assert min(resumed) >= HELD
-    assert told(ended).startswith(f"{format_bytes(sum(resumed))} of 12.0 MiB")
+    assert told(ended).startswith(f"{format_bytes(sum(resumed))} of 24.0 MiB")
 
 
 async def test_a_second_signal_ends_it_at_once(program, sandbox):

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import json
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
@@ -21,7 +21,7 @@ from downloader.polling import PollOptions
 from downloader.progress import Reporter
 from downloader.retry import without_waiting
 from downloader.sandbox import Sandbox, samples
-from downloader.transfer import TransferOptions
+from downloader.transfer import Connections, TransferOptions
 from state import AsyncStore, StateStore
 
 
@@ -128,7 +128,9 @@ class Rig:
 
     async def fetch(self, task_id, *, dest=None, store=None, reporter=None, **options):
         """Fetch as the program does; no pause between attempts lasts any time."""
-        options = {"poll": self.poll, "transfer": self.transfer, **options}
+        files = options.pop("parallel_files", 4)
+        transfer = replace(self.transfer, connections=Connections(most_files=files))
+        options = {"poll": self.poll, "transfer": transfer, **options}
         with without_waiting():
             return await fetch_task(
                 task_id,

@@ -1,7 +1,5 @@
 """Real settings become ready objects, and what they fetch is whole."""
 
-import ssl
-
 import pytest
 from fetch_helpers import NOTES, PAIR, READY, TBI, VCF
 
@@ -103,7 +101,7 @@ async def test_a_body_is_stored_as_it_came_whatever_its_label_says(sandbox):
 
 async def test_a_body_of_days_has_no_time_limit_but_silence_has(sandbox):
     settings = load_settings({"stall_timeout": "7s", "connect_timeout": "3s"})
-    async with store_session(settings, tls=ssl.create_default_context()) as session:
+    async with store_session(settings) as session:
         assert session.timeout.total is None
         assert (session.timeout.sock_read, session.timeout.sock_connect) == (7, 3)
         assert not session.auto_decompress
@@ -128,6 +126,6 @@ async def test_every_setting_of_a_fetch_reaches_it(sandbox):
     assert (options.transfer.segments, options.transfer.segment_size) == (3, 8 * 1024**2)
     assert options.transfer.retry_max_delay == 4
     assert options.transfer.min_free_space == 5 * 1024**2
-    assert (options.parallel_files, options.verify) == (5, "quick")
+    assert options.verify == "quick"
     poll = options.poll
     assert (poll.interval, poll.max_interval, poll.deadline, poll.wait) == (1, 2, 3, False)

@@ -40,7 +40,7 @@ async def listener():
 async def asked(url, *, hosts=("127.0.0.1", "localhost", "store.example")):
     settings = load_settings({"connect_timeout": "5s", "stall_timeout": "5s"})
     async with (
-        store_session(settings, tls=ssl.create_default_context()) as session,
+        store_session(settings) as session,
         ranged_get(session, url, start=0, stop=10, version=None, rules=HostRules.of(hosts)) as body,
     ):
         return body

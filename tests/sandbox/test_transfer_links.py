@@ -153,7 +153,7 @@ async def test_a_redirect_that_may_not_be_followed_is_told(rig, location, senten
     rig.store.inject(Fault.REDIRECT, times=None, location=location)
     with pytest.raises(HostNotAllowed, match=re.escape(sentence)) as error:
         await rig.transfer()
-    assert len(rig.store.requests) == 1
+    assert len(rig.store.requests) == (2 if rig.is_straight else 1)  # it is left to the plain way
     assert "secret" not in str(error.value)
 
 
@@ -187,7 +187,7 @@ async def test_redirects_end(rig):
     rig.store.inject(Fault.REDIRECT, times=None)
     with pytest.raises(TransferError, match="redirects more than 5 times"):
         await rig.transfer()
-    assert rig.statuses == [302] * 6
+    assert rig.statuses == [302] * (7 if rig.is_straight else 6)
 
 
 async def test_a_few_redirects_are_all_right(rig):

@@ -116,8 +116,7 @@ async def test_a_run_cancelled_while_it_opens_the_file_leaves_it_closed(rig, mon
     released.set()
     with pytest.raises(asyncio.CancelledError):
         await running
-    with pytest.raises(DiskError, match="Bad file descriptor"):
-        opened[0].sync()
+    assert opened[0].is_closed
 
 
 @pytest.mark.parametrize("way", WAYS)

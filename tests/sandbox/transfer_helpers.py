@@ -30,7 +30,7 @@ PROBE = 4 * MIB  # what the first request asks for
 DATA = random.Random(1).randbytes(7 * MIB + 123)  # a probe, three whole segments and a short one
 OTHER = random.Random(2).randbytes(len(DATA))
 SMALL = DATA[:100_000]
-WAYS = ["plain", "straight"]  # every byte by aiohttp, or all but the first request's by the road
+WAYS = ["plain", "straight"]  # every byte by aiohttp, or by the road
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody; the stand-in speaks plain http
 
 
@@ -44,9 +44,13 @@ class MemoryCheckpoints:
     async def load(self):
         return self.saved
 
-    async def save(self, checkpoint):
+    async def save(self, checkpoint, *, previous=None):
         self.saved = checkpoint
         self.history.append(checkpoint)
+
+    async def finish(self, part, checkpoint):
+        await asyncio.to_thread(part.sync)
+        await self.save(checkpoint)
 
     async def clear(self):
         self.saved = None
@@ -110,6 +114,7 @@ class Rig:
         default_factory=lambda: TransferOptions(
             segments=3,
             segment_size=MIB,
+            first_length=PROBE,
             max_attempts=4,
             rules=HostRules.of(["127.0.0.1"]),
         )
@@ -148,7 +153,7 @@ class Rig:
             options = self.options
             if self.is_straight:
                 road = stack.enter_context(contextlib.closing(self.road()))
-                options = replace(options, straight_road=road, straight_from=1)
+                options = replace(options, straight_road=road)
             stack.enter_context(without_waiting())
             async with aiohttp.ClientSession(auto_decompress=False, timeout=timeout) as session:
                 return await transfer_file(
@@ -163,10 +168,11 @@ class Rig:
 
     def road(self):
         return StraightRoad(
-            context=NO_TLS,
+            context=lambda: NO_TLS,
             connect_timeout=5,
             stall_timeout=self.stall_timeout,
             user_agent="test",
+            meter=self.options.connections.meter,
         )
 
     def left_by_an_earlier_run(self, *segments, data=DATA, etag=None):

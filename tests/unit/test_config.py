@@ -126,7 +126,7 @@ class TestPrecedence:
         assert load_settings({"segments": None}).segments == 14
         monkeypatch.setenv("BGE_SEGMENTS", "")  # an empty variable counts as not set
         assert load_settings().segments == 13
-        for place, expected in ((places.work, 12), (places.user, 11), (places.machine, 4)):
+        for place, expected in ((places.work, 12), (places.user, 11), (places.machine, 16)):
             place.unlink()
             assert load_settings().segments == expected
 
@@ -147,7 +147,7 @@ class TestPrecedence:
 
     def test_a_dot_env_file_is_not_read(self, places):
         places.work.with_name(".env").write_text("BGE_SEGMENTS=9\nSEGMENTS=9\n")
-        assert load_settings().segments == 4
+        assert load_settings().segments == 16
 
     def test_variables_without_our_prefix_are_not_read(self, monkeypatch):
         monkeypatch.setenv("DEST", "/elsewhere")
@@ -159,6 +159,7 @@ class TestPrecedence:
         given_texts = {
             **dict.fromkeys(NAMES, "7"),
             "segment_size": "7M",
+            "buffer_memory": "7M",
             "limit_rate": "7M/s",
             "checksums": "md5",
             "verify": "quick",
@@ -351,7 +352,7 @@ class TestWordsOfARefusal:
         assert refusal().startswith(f"The file {places.user} cannot be read (Permission denied)")
         places.user.parent.chmod(0)
         try:
-            assert load_settings().segments == 4
+            assert load_settings().segments == 16
         finally:
             places.user.parent.chmod(0o700)
 
@@ -415,7 +416,7 @@ class TestCredentials:
 
     def test_commands_that_need_no_secret_do_not_read_it(self):
         """`verify` works offline and for whoever may not read the secret."""
-        assert load_settings({"app_secret_file": "/nowhere"}).segments == 4
+        assert load_settings({"app_secret_file": "/nowhere"}).segments == 16
 
     def test_the_secret_is_never_an_argument(self):
         assert "never an argument" in refusal({"app_secret": SECRET})

@@ -22,7 +22,7 @@ class Saved:
     def __init__(self):
         self.history = []
 
-    async def save(self, checkpoint):
+    async def save(self, checkpoint, *, previous=None):
         self.history.append(checkpoint)
 
 

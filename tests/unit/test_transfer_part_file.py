@@ -150,28 +150,14 @@ def test_where_blocks_cannot_be_reserved_the_size_is_given_all_the_same(
 ):
     """NFS before 4.2, and others; not by writing zeros, which takes minutes there."""
     monkeypatch.setattr(part_file.ctypes, "get_errno", lambda: code)
-    monkeypatch.setattr(part_file.ctypes, "CDLL", lambda *_, **__: FakeLibrary())
+    monkeypatch.setattr(part_file, "_fallocate", lambda: lambda *_: -1)
     part.reserve(5000)
     assert path.stat().st_size == 5000
 
 
-class FakeLibrary:
-    """A C library whose fallocate always fails."""
-
-    def __init__(self):
-        self.fallocate64 = Failing()
-
-
-class Failing:
-    argtypes = None
-
-    def __call__(self, *_):
-        return -1
-
-
 def test_a_reservation_that_the_disk_refuses_is_told(part, monkeypatch):
     monkeypatch.setattr(part_file.ctypes, "get_errno", lambda: errno.EDQUOT)
-    monkeypatch.setattr(part_file.ctypes, "CDLL", lambda *_, **__: FakeLibrary())
+    monkeypatch.setattr(part_file, "_fallocate", lambda: lambda *_: -1)
     with pytest.raises(DiskFull, match="could not be given 5000 bytes: Disk quota exceeded; free"):
         part.reserve(5000)
 

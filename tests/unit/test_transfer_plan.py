@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from downloader.transfer.plan import (
     ALIGNMENT,
-    PROBE_LENGTH,
+    MIN_SHARE,
     is_strong_etag,
     plan_segments,
     usable,
@@ -35,7 +35,7 @@ def test_segments_tile_the_object(size, segment_size, connections, probed):
 
 @given(size=st.integers(0, 2 * GIB), segment_size=st.integers(1, 64 * MIB))
 def test_no_segment_but_the_probes_is_longer_than_it_may_be(size, segment_size):
-    segments = plan_segments(size, segment_size=segment_size, connections=4, probed=PROBE_LENGTH)
+    segments = plan_segments(size, segment_size=segment_size, connections=4, probed=MIN_SHARE)
     longest = -(-segment_size // ALIGNMENT) * ALIGNMENT
     assert all(segment.length <= longest for segment in segments[1:])
 
@@ -53,7 +53,7 @@ def test_no_segment_but_the_probes_is_longer_than_it_may_be(size, segment_size):
     ],
 )
 def test_what_is_left_is_shared_by_the_connections(size, lengths):
-    segments = plan_segments(size, segment_size=64 * MIB, connections=4, probed=PROBE_LENGTH)
+    segments = plan_segments(size, segment_size=64 * MIB, connections=4, probed=MIN_SHARE)
     assert [segment.length for segment in segments] == lengths
 
 
