@@ -1,14 +1,16 @@
 """The connections that all transfers share: as many as bring more, and fewer when throttled.
 
-A store may cap each connection, a long way delays each answer, a disk or a processor may be the
-limit: which it is cannot be known, but what comes can be measured. So the number is doubled for
-as long as that brings clearly more bytes per second, and goes back by a step where it did not.
+A store may cap each connection, a long way delays each answer, a disk may be the limit: which it
+is cannot be known, but what comes can be measured. So the number is doubled for as long as that
+brings clearly more bytes per second, and goes back by a step where it did not. Where this program
+itself is what keeps the processors busy, more connections only cost.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
 from collections import deque
@@ -18,6 +20,7 @@ __all__ = ["Connections", "Meter"]
 
 FIRST = 4
 LOOK_SECONDS = 0.1  # between two looks at how much has come
+BUSY = 0.4  # of all processors, used by this program: then they are the limit
 WORTHWHILE = 1.2  # times as much must come for a step to be kept; a step doubles
 PATIENCE_SECONDS = 2.0  # after a step that did not pay; doubled each time
 MAX_PATIENCE_SECONDS = 60.0
@@ -51,6 +54,7 @@ class Connections:
         most_files: int = 64,
         first: int = FIRST,
         clock: Callable[[], float] = time.monotonic,
+        processor_clock: Callable[[], float] = time.process_time,
     ) -> None:
         self.meter = Meter()
         self.limit = min(first, most)
@@ -58,11 +62,14 @@ class Connections:
         self._most = most
         self._places = asyncio.Semaphore(most_files)
         self._clock = clock
+        self._processor_clock = processor_clock
+        self._processors = len(os.sched_getaffinity(0))
         self._files: deque[asyncio.Future[None]] = deque()
         self._helpers: deque[asyncio.Future[None]] = deque()
         self._looking: asyncio.TimerHandle | None = None
         self._growth = _Growth()
         self._looked_at = 0.0
+        self._used_at = 0.0  # seconds of processors, by then
         self._seen_bytes = 0
         self._was_short = True  # somebody waited for the whole time since the last look
         self._rests_until = 0.0
@@ -141,6 +148,7 @@ class Connections:
 
     def _begin_to_look(self) -> None:
         self._looked_at, self._seen_bytes = self._clock(), self.meter.total
+        self._used_at = self._processor_clock()
         self._was_short = False  # not for the whole time
         self._growth.forget()
         self._look_later()
@@ -152,17 +160,19 @@ class Connections:
         if not self.in_use:
             self._looking = None
             return
-        now = self._clock()
+        now, used = self._clock(), self._processor_clock()
         came, seconds = self.meter.total - self._seen_bytes, now - self._looked_at
-        self._looked_at, self._seen_bytes = now, self.meter.total
+        is_busy = used - self._used_at >= BUSY * self._processors * seconds
+        self._looked_at, self._used_at, self._seen_bytes = now, used, self.meter.total
         is_short, self._was_short = self._was_short, bool(self._files or self._helpers)
         if is_short and now >= self._rests_until and seconds > 0:
-            self._adapt(came / seconds, now)
+            self._adapt(came / seconds, now, is_busy=is_busy)
         self._serve()
         self._look_later()
 
-    def _adapt(self, rate: float, now: float) -> None:
-        self.limit = min(self._most, self._growth.next(self.limit, rate, now))
+    def _adapt(self, rate: float, now: float, *, is_busy: bool) -> None:
+        wanted = self._growth.next(self.limit, rate, now, may_grow=not is_busy)
+        self.limit = min(self._most, wanted)
 
 
 class _Growth:
@@ -177,7 +187,7 @@ class _Growth:
         """Measure anew: what was measured is of other circumstances."""
         self._before = None
 
-    def next(self, limit: int, rate: float, now: float) -> int:
+    def next(self, limit: int, rate: float, now: float, *, may_grow: bool) -> int:
         """Return how many connections there shall be, from what came with `limit` of them."""
         if now < self._again_at or not rate:
             return limit
@@ -188,6 +198,6 @@ class _Growth:
                 self._again_at = now + self._patience
                 self._patience = min(MAX_PATIENCE_SECONDS, 2 * self._patience)
                 return earlier
-        self._patience = PATIENCE_SECONDS
-        self._before = (limit, rate)
-        return 2 * limit
+            self._patience = PATIENCE_SECONDS
+        self._before = (limit, rate) if may_grow else None
+        return 2 * limit if may_grow else limit

@@ -26,7 +26,7 @@ from downloader.errors import BadStoreReply, ObjectChanged, StoreUnavailable
 from downloader.network import proxy_for
 from downloader.transfer.buffers import BufferPool
 from downloader.transfer.connections import Meter
-from downloader.transfer.line import Line
+from downloader.transfer.line import Line, Place
 from downloader.transfer.ranged_get import (
     MAX_ERROR_BYTES,
     Version,
@@ -34,6 +34,7 @@ from downloader.transfer.ranged_get import (
     refusal,
     whole_span,
 )
+from downloader.transfer.secure_line import SecureLine
 from downloader.transfer.straight_body import StraightBody, passing_faults
 from downloader.transfer.wire import Head, RangeRequest
 
@@ -43,8 +44,6 @@ IDLE_SECONDS = 5.0  # a connection that was idle for longer may be closed at the
 MAX_THREADS = 256
 MAX_STRANGE = 3  # replies in a row that are out of the ordinary, until a store is known for them
 STRANGE_SECONDS = 60.0  # for which it is then left to the plain way
-
-Place = tuple[str, str, int]
 
 
 class StraightRoad:
@@ -179,15 +178,9 @@ class StraightRoad:
             ) from error
         except (OSError, ValueError):  # the latter of a name that cannot be looked up
             return None
-        line = Line(request.place, connected, stall_timeout=self._stall_timeout)
-        try:
-            await self._prepared(line, request)
-        except BaseException as error:
-            line.close()
-            if isinstance(error, (OSError, ValueError)) and not isinstance(error, TimeoutError):
-                return None
-            raise
-        return line
+        if request.parts.scheme != "https":
+            return Line(request.place, connected, stall_timeout=self._stall_timeout)
+        return await self._secured(request.place, connected)
 
     async def _reached(self, request: RangeRequest) -> socket.socket:
         loop = asyncio.get_running_loop()
@@ -196,18 +189,26 @@ class StraightRoad:
             places, happy_eyeballs_delay=0.25, interleave=1
         )
 
-    async def _prepared(self, line: Line, request: RangeRequest) -> None:
-        if request.parts.scheme == "https":
-            line.socket.settimeout(self._connect_timeout)
-            # The handshake is for itself: while it goes on, the line must have its socket.
-            line.socket = secure = self._context().wrap_socket(
-                line.socket,
-                server_hostname=request.host,
-                do_handshake_on_connect=False,
-                session=self._sessions.get(request.place),
+    async def _secured(self, place: Place, connected: socket.socket) -> Line | None:
+        """Shake hands; None if the store is not trusted, or speaks no TLS."""
+        try:
+            line = SecureLine(
+                place,
+                connected,
+                stall_timeout=self._stall_timeout,
+                context=self._context(),
+                session=self._sessions.get(place),
             )
-            await self.in_thread(secure.do_handshake, stop=line.wake)
-        line.be_ready()
+            await self.in_thread(
+                lambda: line.shake_hands(self._connect_timeout),
+                stop=line.wake,
+            )
+        except BaseException as error:
+            connected.close()
+            if isinstance(error, (OSError, ValueError)) and not isinstance(error, TimeoutError):
+                return None
+            raise
+        return line
 
     def _from_earlier(self, place: Place) -> Line | None:
         if not self._idle[place]:
@@ -221,8 +222,8 @@ class StraightRoad:
         if self._is_closed:
             line.close()
             return
-        if isinstance(line.socket, ssl.SSLSocket) and line.socket.session is not None:
-            self._sessions[line.place] = line.socket.session  # the next handshake is a short one
+        if isinstance(line, SecureLine) and line.session is not None:
+            self._sessions[line.place] = line.session
         self._idle[line.place].append(line)
         self._kept_at[line] = time.monotonic()
         if self._expiring is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 
 import pytest
 
@@ -18,7 +19,10 @@ class World:
     def __init__(self, rate_of, **options):
         self.now = 100.0
         self.rate_of = rate_of  # bytes per second of so many connections
-        self.connections = Connections(clock=lambda: self.now, **options)
+        self.used = 0.0  # of the processors, in seconds
+        self.connections = Connections(
+            clock=lambda: self.now, processor_clock=lambda: self.used, **options
+        )
         self.jobs = []
 
     def want(self, count, *, more=False):
@@ -80,6 +84,21 @@ async def test_where_more_bring_nothing_it_stays_with_a_few(world):
     there.want(200)
     await there.passes(7)
     assert there.connections.limit == module.FIRST
+
+
+async def test_where_the_processors_are_busy_with_this_program_more_would_only_cost(
+    world, monkeypatch
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    there = world(lambda count: count * 20 * MIB)
+    there.want(200)
+    for _ in range(5):
+        there.used += 0.09
+        await there.passes()
+    assert there.connections.limit == module.FIRST
+    there.used += 0.07
+    await there.passes()
+    assert there.connections.limit == 2 * module.FIRST
 
 
 async def test_it_stops_where_the_line_is_full(world):
