@@ -19,12 +19,11 @@ from downloader.holding import claim_or_follow, keep_lease
 from downloader.polling import wait_for_result
 from downloader.progress import PlannedFile, Reporter
 from downloader.proving import Proved, Proving
-from downloader.publish import Manifest, ManifestFile, ResultDirectory
+from downloader.publish import Manifest, ResultDirectory
 from downloader.renewal import LinkRenewal
 from downloader.task_result import PlannedObject, plan_objects, valid_task_id
-from downloader.transfer import Transferred
 from downloader.units import counted, listed
-from state import AsyncStore, File, Phase, StateError, StateStore, Task, current_owner
+from state import AsyncStore, Phase, StateError, StateStore, Task, current_owner
 
 __all__ = ["FetchOptions", "FetchReport", "FollowedFailure", "fetch_task"]
 
@@ -134,14 +133,15 @@ class _Fetch:
         objects = plan_objects(
             await self._result(task, history), rules=self._options.transfer.rules
         )
-        files = await self._planned(task, objects, history)
+        file_ids = await self._planned(task, objects, history)
         with self._place.held():
             # A process with another state may have published it while the platform was asked.
             if (report := await self._if_published(task, history)) is not None:
                 await in_thread(self._place.remove_if_empty)
                 return report
-            proved = await self._proving(task, objects, files, history).prove()
-            return self._report(await self._publish(objects, proved, history), proved)
+            proved = await self._proving(task, objects, file_ids, history).prove()
+            del objects, file_ids  # thousands of links are long, and the manifest is longer
+            return self._report(await self._publish(proved, history), proved)
 
     # Ask and plan.
 
@@ -165,14 +165,15 @@ class _Fetch:
 
     async def _planned(
         self, task: Task, objects: Sequence[PlannedObject], history: History
-    ) -> list[File]:
+    ) -> list[int]:
+        """Remember the files, and return their ids in the state, in their order."""
         files = await self._store.call(StateStore.save_plan, task.id, objects)
         self._reporter.planned([PlannedFile(file.name, file.size) for file in files])
         verb = "is" if len(files) == 1 else "are"
         await history.tell(
             "planned", f"{counted(len(files), 'file')} {verb} to come", files=len(files)
         )
-        return files
+        return [file.id for file in files]
 
     # Transfer and verify.
 
@@ -180,7 +181,7 @@ class _Fetch:
         self,
         task: Task,
         objects: Sequence[PlannedObject],
-        files: Sequence[File],
+        file_ids: Sequence[int],
         history: History,
     ) -> Proving:
         renewal = LinkRenewal(
@@ -192,7 +193,7 @@ class _Fetch:
         return Proving(
             self._place,
             objects,
-            files,
+            file_ids,
             task=task.id,
             renewal=renewal,
             store=self._store,
@@ -204,22 +205,19 @@ class _Fetch:
 
     # Publish and record.
 
-    async def _publish(
-        self, objects: Sequence[PlannedObject], proved: Proved, history: History
-    ) -> Manifest:
+    async def _publish(self, proved: Proved, history: History) -> Manifest:
         manifest = Manifest(
             task_id=self._place.task_id,
             published_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            files=tuple(_manifest_file(one, proved.transferred[one.name]) for one in objects),
+            files=proved.files,
             warnings=tuple(proved.warnings),
             verified=self._options.verify,
         )
-        identities = {name: one.identity for name, one in proved.transferred.items()}
         await in_thread(
             self._place.publish,
             manifest,
             checksums=self._options.checksums,
-            identities=identities,
+            identity_of=proved.identities.__getitem__,
         )
         await self._record_published(manifest, history)
         return manifest
@@ -269,15 +267,3 @@ class _Fetch:
             transfer_seconds=proved.transfer_seconds if proved else 0.0,
             seconds=time.monotonic() - self._began,
         )
-
-
-def _manifest_file(one: PlannedObject, transferred: Transferred) -> ManifestFile:
-    return ManifestFile(
-        name=one.name,
-        size=transferred.size,
-        crc64ecma=str(transferred.crc64),
-        crc64_confirmed=transferred.crc64_confirmed,
-        etag=transferred.etag,
-        bucket=one.bucket,
-        key=one.key,
-    )

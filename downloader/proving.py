@@ -17,7 +17,7 @@ from downloader.errors import TransferError, VerificationFailed
 from downloader.fetch_records import FetchOptions
 from downloader.history import History
 from downloader.progress import Reporter
-from downloader.publish import ResultDirectory
+from downloader.publish import ManifestFile, ResultDirectory
 from downloader.reading import crc64_of_file
 from downloader.renewal import LinkRenewal
 from downloader.task_result import PlannedObject
@@ -25,11 +25,11 @@ from downloader.transfer import Checkpoints, Link, SyncBatch, Transferred, trans
 from downloader.transfer.part_file import PartFile
 from downloader.units import listed
 from downloader.verify import check_result
-from state import AsyncStore, Checkpoint, File, Phase, StateStore
+from state import AsyncStore, Checkpoint, Phase, StateStore
 
 __all__ = ["MAX_AT_WORK", "Proved", "Proving"]
 
-MAX_AT_WORK = 256  # files that are on their way or wait to be synced; each is open
+MAX_AT_WORK = 128  # files that are on their way or wait to be synced; each is open
 MAX_PROOFS = 2  # tries to verify, where fetching something again may mend it
 
 
@@ -37,7 +37,8 @@ MAX_PROOFS = 2  # tries to verify, where fetching something again may mend it
 class Proved:
     """Every file is on disk, is the store's, and has passed its checks."""
 
-    transferred: Mapping[str, Transferred]  # by the files' names
+    files: tuple[ManifestFile, ...]  # in the order of their objects
+    identities: Mapping[str, tuple[int, int]]  # device and inode, by the files' names
     warnings: Sequence[str]
     received_bytes: int
     resumed_bytes: int  # on disk from earlier runs
@@ -51,7 +52,7 @@ class Proving:
         self,
         place: ResultDirectory,
         objects: Sequence[PlannedObject],
-        files: Sequence[File],
+        file_ids: Sequence[int],
         *,
         task: int,
         renewal: LinkRenewal,
@@ -63,7 +64,7 @@ class Proving:
     ) -> None:
         self._place = place
         self._objects = objects
-        self._files = files
+        self._file_ids = file_ids
         self._task = task
         self._renewal = renewal
         self._store = store
@@ -84,11 +85,11 @@ class Proving:
             TransferError, DiskError: as their names say; what was received is kept.
         """
         for proof in range(1, MAX_PROOFS + 1):
-            transferred = await self._transferred(is_first=proof == 1)
+            arrived = await self._transferred(is_first=proof == 1)
             try:
-                return self._proved(transferred, await self._checked())
+                return self._proved(arrived, await self._checked())
             except VerificationFailed as error:
-                doubtful = await self._doubtful(transferred)
+                doubtful = await self._doubtful(arrived.files)
                 await self._forget(doubtful)
                 if not doubtful:
                     raise VerificationFailed(
@@ -104,9 +105,10 @@ class Proving:
                 self._reporter.note(f"{error} Fetching again: {listed(doubtful)}")
         raise AssertionError("the loop returns or raises")  # pragma: no cover
 
-    def _proved(self, transferred: Mapping[str, Transferred], warnings: Sequence[str]) -> Proved:
+    def _proved(self, arrived: _Arrived, warnings: Sequence[str]) -> Proved:
         return Proved(
-            transferred=transferred,
+            files=tuple(arrived.files[one.name] for one in self._objects),
+            identities=arrived.identities,
             warnings=warnings,
             received_bytes=self._received_bytes,
             resumed_bytes=self._resumed_bytes,
@@ -115,23 +117,23 @@ class Proving:
 
     # Transfer.
 
-    async def _transferred(self, *, is_first: bool) -> dict[str, Transferred]:
+    async def _transferred(self, *, is_first: bool) -> _Arrived:
         """Transfer every file, and add up what came; a second try resumes bytes of this run."""
         await self._history.enter(Phase.TRANSFERRING)
         began = time.monotonic()
-        transferred = await self._side_by_side()
+        arrived = await self._side_by_side()
         self._transfer_seconds += time.monotonic() - began
-        self._received_bytes += sum(one.received_bytes for one in transferred.values())
+        self._received_bytes += arrived.received_bytes
         if is_first:
-            self._resumed_bytes = sum(one.resumed_bytes for one in transferred.values())
+            self._resumed_bytes = arrived.resumed_bytes
         await self._history.tell(
             "transferred", "Every file is on disk", received_bytes=self._received_bytes
         )
-        return transferred
+        return arrived
 
-    async def _side_by_side(self) -> dict[str, Transferred]:
-        done: dict[str, Transferred] = {}
-        waiting = deque(zip(self._objects, self._files, strict=True))
+    async def _side_by_side(self) -> _Arrived:
+        arrived = _Arrived()
+        waiting = deque(zip(self._objects, self._file_ids, strict=True))
         connections = self._options.transfer.connections
         checkpoints = _TaskCheckpoints(
             self._store,
@@ -142,14 +144,14 @@ class Proving:
 
         async def work() -> None:
             while waiting:
-                one, file = waiting.popleft()
-                kept = checkpoints.of(file.id)
-                done[one.name] = await self._transfer(one, paths[one.name], kept)
+                one, file_id = waiting.popleft()
+                kept = checkpoints.of(file_id)
+                arrived.add(one, await self._transfer(one, paths[one.name], kept))
                 self._reporter.file_done(one.name)
 
         workers = min(MAX_AT_WORK, len(self._objects))
         await run_together(work() for _ in range(workers))
-        return done
+        return arrived
 
     async def _part_paths(self) -> Mapping[str, Path]:
         return await in_thread(self._place.part_paths, [one.name for one in self._objects])
@@ -189,19 +191,44 @@ class Proving:
         await self._history.tell("verified", passed, warnings=warnings, level=level)
         return warnings
 
-    async def _doubtful(self, transferred: Mapping[str, Transferred]) -> set[str]:
+    async def _doubtful(self, files: Mapping[str, ManifestFile]) -> set[str]:
         """Name the files that may be other than the store's: by no checksum, or by the disk's."""
         doubtful = set()
         paths = await self._part_paths()
-        for name, one in transferred.items():
+        for name, one in files.items():
             on_disk = await crc64_of_file(paths[name])
-            if not one.crc64_confirmed or on_disk != one.crc64:
+            if not one.crc64_confirmed or str(on_disk) != one.crc64ecma:
                 doubtful.add(name)
         return doubtful
 
     async def _forget(self, names: set[str]) -> None:
-        gone = [file.id for file in self._files if file.name in names]
+        known = zip(self._objects, self._file_ids, strict=True)
+        gone = [file_id for one, file_id in known if one.name in names]
         await self._store.call(StateStore.clear_checkpoints, gone)
+
+
+class _Arrived:
+    """What has arrived: of thousands of files, only what the manifest wants is kept."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, ManifestFile] = {}
+        self.identities: dict[str, tuple[int, int]] = {}
+        self.received_bytes = 0
+        self.resumed_bytes = 0
+
+    def add(self, one: PlannedObject, transferred: Transferred) -> None:
+        self.received_bytes += transferred.received_bytes
+        self.resumed_bytes += transferred.resumed_bytes
+        self.identities[one.name] = transferred.identity
+        self.files[one.name] = ManifestFile(
+            name=one.name,
+            size=transferred.size,
+            crc64ecma=str(transferred.crc64),
+            crc64_confirmed=transferred.crc64_confirmed,
+            etag=transferred.etag,
+            bucket=one.bucket,
+            key=one.key,
+        )
 
 
 class _TaskCheckpoints:

@@ -6,13 +6,14 @@ synced, directories synced, one rename, the parent directory synced.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import fcntl
 import hashlib
 import itertools
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -188,12 +189,12 @@ class ResultDirectory:
         manifest: Manifest,
         *,
         checksums: Sequence[str] = (),
-        identities: Mapping[str, tuple[int, int]] | None = None,
+        identity_of: Callable[[str], tuple[int, int]] | None = None,
     ) -> None:
         """Put every file in its place, sync everything, and rename the directory once.
 
-        `identities` are device and inode of the files that were proved, by their names: others
-        that have come into their places, where no lock kept somebody out, are never published.
+        `identity_of` tells device and inode of the file that was proved, by its name: another
+        one that has come into its place, where no lock kept somebody out, is never published.
 
         Raises:
             DestinationTaken: the result's place was taken meanwhile, or a file that is not of
@@ -202,21 +203,21 @@ class ResultDirectory:
         """
         names = [file.name for file in manifest.files]
         try:
-            self._remove_leftovers(set(names))
+            self._remove_leftovers(sorted(names))
             self._place_files(names)
             for algorithm in checksums:
                 self._write_sums(algorithm, names)
             write_synced(self.partial / MANIFEST_NAME, manifest.pieces())
-            for directory, _, _ in os.walk(self.partial):
-                sync_directory(directory)
+            for directory in _directories(names):
+                sync_directory(self.partial / directory)
             if os.path.lexists(self.final):
                 raise DestinationTaken(
                     f"{self.final} appeared while the task was being fetched; move it away and "
                     "run the same command again, no byte is fetched twice"
                 )
-            self._insist_on(self.partial, manifest, identities)
+            self._insist_on(self.partial, manifest, identity_of)
             self.partial.rename(self.final)
-            self._insist_on(self.final, manifest, identities)
+            self._insist_on(self.final, manifest, identity_of)
             sync_directory(self.dest)
         except OSError as error:
             raise disk_error(error, self.partial, "published") from error
@@ -225,7 +226,7 @@ class ResultDirectory:
         self,
         directory: Path,
         manifest: Manifest,
-        identities: Mapping[str, tuple[int, int]] | None,
+        identity_of: Callable[[str], tuple[int, int]] | None,
     ) -> None:
         """Raise DestinationTaken unless the files there are those that were proved."""
         for file in manifest.files:
@@ -235,7 +236,7 @@ class ResultDirectory:
                 is_ours = facts.st_size == file.size
             except FileNotFoundError:
                 is_ours, identity = False, (0, 0)
-            if not is_ours or (identities is not None and identity != identities[file.name]):
+            if not is_ours or (identity_of is not None and identity != identity_of(file.name)):
                 if directory == self.final:
                     self.set_aside()
                 raise DestinationTaken(
@@ -243,16 +244,23 @@ class ResultDirectory:
                     "nothing was published: run the same command again when that process has ended"
                 )
 
-    def _remove_leftovers(self, names: set[str]) -> None:
-        """Remove what an earlier run with another plan, or a crash while publishing, has left."""
-        for directory, _, files in os.walk(self.partial, topdown=False):
-            inside = directory.removeprefix(str(self.partial)).lstrip("/")
-            place = f"{inside}/" if inside else ""
-            for name in (f"{place}{file}" for file in files):
-                if name not in names and name.removesuffix(PART_SUFFIX) not in names:
-                    self._remove_leftover(name)
+    def _remove_leftovers(self, names: Sequence[str]) -> None:
+        """Remove what an earlier run with another plan, or a crash while publishing, has left.
+
+        The names are in order: a set of thousands would cost more memory than all else here.
+        """
+        directories = [""]
+        for directory in directories:
+            with os.scandir(self.partial / directory) as entries:
+                for entry in entries:
+                    name = f"{directory}/{entry.name}" if directory else entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        directories.append(name)
+                    elif not _has(names, name) and not _has(names, name.removesuffix(PART_SUFFIX)):
+                        self._remove_leftover(name)
+        for directory in reversed(directories):
             with contextlib.suppress(OSError):  # it is not empty
-                Path(directory).rmdir()
+                (self.partial / directory).rmdir()
 
     def _remove_leftover(self, name: str) -> None:
         path = self.partial / name
@@ -321,6 +329,20 @@ class _PartPaths(Mapping[str, Path]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _has(ordered: Sequence[str], name: str) -> bool:
+    at = bisect.bisect_left(ordered, name)
+    return at < len(ordered) and ordered[at] == name
+
+
+def _directories(names: Iterable[str]) -> set[str]:
+    """Return the directories that the files are in, and those above them, from `""` on."""
+    directories = {""}
+    for name in names:
+        while (name := name.rpartition("/")[0]) not in directories:
+            directories.add(name)
+    return directories
 
 
 def _unused(path: Path) -> Path:

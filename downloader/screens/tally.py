@@ -166,8 +166,10 @@ class Tally(Reporter):
         self._clock = clock
         self._changed = changed
         self._files = 0
+        # A file is in one of them at a time: thousands of names twice would be felt.
         self._sizes: dict[str, int] = {}
-        self._finished: set[str] = set()
+        self._finished: dict[str, int | None] = {}  # None: its size was never told
+        self._unsized = 0  # of the finished ones
         self._total_bytes = 0
         self._done_bytes = 0
 
@@ -189,6 +191,7 @@ class Tally(Reporter):
         self._files = len(files)
         self._sizes = {file.name: file.size for file in files if file.size is not None}
         self._finished.clear()
+        self._unsized = 0
         self._total_bytes = sum(self._sizes.values())
         self._done_bytes = 0
         self._changed()
@@ -200,9 +203,10 @@ class Tally(Reporter):
         if self.checking == name:  # it was found wrong, and comes again
             self.checking = None
         self._done_bytes += resumed - self._done_of(name)
-        self._total_bytes += size - self._sizes.get(name, 0)
+        self._total_bytes += size - (self.size_of(name) or 0)
         self._sizes[name] = size
-        self._finished.discard(name)
+        if self._finished.pop(name, 0) is None:
+            self._unsized -= 1
         before = self.active.get(name)
         self.active[name] = ActiveFile(size, resumed, self._clock())
         if before is not None:  # its bar stays on the screen
@@ -225,9 +229,13 @@ class Tally(Reporter):
 
     def file_done(self, name: str) -> None:
         """Count the file as done, whole."""
-        self._done_bytes += self._sizes.get(name, 0) - self._done_of(name)
+        size = self.size_of(name)
+        self._done_bytes += (size or 0) - self._done_of(name)
         self.active.pop(name, None)
-        self._finished.add(name)
+        self._sizes.pop(name, None)
+        if size is None and name not in self._finished:
+            self._unsized += 1
+        self._finished[name] = size
         self._changed()
 
     def verifying(self, name: str) -> None:
@@ -237,7 +245,7 @@ class Tally(Reporter):
 
     def size_of(self, name: str) -> int | None:
         """Return the size of a file, if it was told."""
-        return self._sizes.get(name)
+        return self._sizes.get(name, self._finished.get(name))
 
     @property
     def files(self) -> int:
@@ -249,7 +257,7 @@ class Tally(Reporter):
         return Totals(
             files=self.files,
             files_done=len(self._finished),
-            files_sized=len(self._sizes),
+            files_sized=len(self._sizes) + len(self._finished) - self._unsized,
             files_begun=sum(file.fraction for file in self.active.values()),
             total_bytes=self._total_bytes,
             done_bytes=max(0, self._done_bytes),
@@ -259,14 +267,15 @@ class Tally(Reporter):
         file = self.active.get(name)
         if file is not None:
             return file.done
-        return self._sizes.get(name, 0) if name in self._finished else 0
+        return self._finished.get(name) or 0
 
     def _reopened(self, name: str) -> ActiveFile | None:
         """Return a done file as an active one again: bytes of it are taken back."""
-        if name not in self._finished or name not in self._sizes:
+        size = self._finished.get(name)
+        if size is None:
             return None
-        self._finished.discard(name)
-        size = self._sizes[name]
+        self._sizes[name] = size
+        del self._finished[name]
         self.active[name] = ActiveFile(size, size, self._clock())
         return self.active[name]
 

@@ -21,6 +21,7 @@ PAGE_BYTES = 4096  # what offsets and lengths must be multiples of to pass the p
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_RESERVATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
+_DEVICES: dict[int, int] = {}
 _MAX_BUFFERS = 512  # the kernel takes 1,024 in one call (IOV_MAX)
 
 
@@ -207,7 +208,8 @@ class PartFile:
                 f"{self.path} was replaced or cut by another program while it was being written; "
                 "run the same command again"
             )
-        return ours.st_dev, ours.st_ino
+        # Thousands of files are on one device: its number is kept once.
+        return _DEVICES.setdefault(ours.st_dev, ours.st_dev), ours.st_ino
 
     @property
     def is_closed(self) -> bool:

@@ -713,7 +713,7 @@ def proved(place):
 def test_files_that_were_proved_are_published(place):
     arrive(place)
     identities = proved(place)
-    place.publish(MANIFEST, identities=identities)
+    place.publish(MANIFEST, identity_of=identities.__getitem__)
     assert identities_in(place.final) == identities
 
 
@@ -725,5 +725,5 @@ def test_a_file_that_another_process_has_replaced_since_is_never_published(place
     other.write_bytes(CONTENT["a.vcf.gz"])
     other.replace(place.part_path("a.vcf.gz"))
     with pytest.raises(DestinationTaken, match=r"a\.vcf\.gz was replaced by another process"):
-        place.publish(MANIFEST, identities=identities)
+        place.publish(MANIFEST, identity_of=identities.__getitem__)
     assert not place.final.exists()
