@@ -20,6 +20,7 @@ __all__ = ["Connections", "Meter"]
 
 FIRST = 4
 LOOK_SECONDS = 0.1  # between two looks at how much has come
+STEADY = 1.15  # times what came before: more than that, and it is still rising by itself
 BUSY = 0.4  # of all processors, used by this program: then they are the limit
 WORTHWHILE = 1.2  # times as much must come for a step to be kept; a step doubles
 PATIENCE_SECONDS = 2.0  # after a step that did not pay; doubled each time
@@ -66,6 +67,8 @@ class Connections:
         self._processors = len(os.sched_getaffinity(0))
         self._files: deque[asyncio.Future[None]] = deque()
         self._helpers: deque[asyncio.Future[None]] = deque()
+        self._loans: list[Callable[[], None]] = []
+        self._recalled = 0  # loans that have been told, and have not come back yet
         self._looking: asyncio.TimerHandle | None = None
         self._growth = _Growth()
         self._looked_at = 0.0
@@ -86,18 +89,21 @@ class Connections:
                 self._give_back()
 
     @contextlib.asynccontextmanager
-    async def one_more(self) -> AsyncIterator[None]:
-        """Lend another one to a file that has work for it, once no file waits for its own."""
+    async def one_more(self, *, wanted_back: Callable[[], None]) -> AsyncIterator[None]:
+        """Lend another one to a file that has work for it, once no file waits for its own.
+
+        `wanted_back` is called, once, when a file needs it more, or when there are too many.
+        """
         await self._take(self._helpers)
+        self._loans.append(wanted_back)
         try:
             yield
         finally:
+            if wanted_back in self._loans:
+                self._loans.remove(wanted_back)
+            else:
+                self._recalled -= 1
             self._give_back()
-
-    @property
-    def is_wanted(self) -> bool:
-        """Tell whether whoever has more than one connection shall give one back."""
-        return self.in_use > self.limit or bool(self._files)
 
     def throttled(self) -> None:
         """Use half as many: a store asked to be left alone."""
@@ -107,6 +113,7 @@ class Connections:
             self._throttled_at = now
             self.limit = max(1, self.limit // 2)
             self._growth.forget()
+            self._recall()
 
     # Lending.
 
@@ -116,6 +123,7 @@ class Connections:
             return
         future = asyncio.get_running_loop().create_future()
         queue.append(future)
+        self._recall()
         try:
             await future
         except asyncio.CancelledError:
@@ -144,6 +152,14 @@ class Connections:
         if not self._files and not self._helpers:
             self._was_short = False
 
+    def _recall(self) -> None:
+        """Ask for as many loans as files wait for, and as there are too many."""
+        waiting = sum(not future.done() for future in self._files)
+        missing = waiting + self.in_use - self.limit - self._recalled
+        for _ in range(min(missing, len(self._loans))):
+            self._recalled += 1
+            self._loans.pop()()
+
     # Measuring.
 
     def _begin_to_look(self) -> None:
@@ -166,13 +182,18 @@ class Connections:
         self._looked_at, self._used_at, self._seen_bytes = now, used, self.meter.total
         is_short, self._was_short = self._was_short, bool(self._files or self._helpers)
         if is_short and now >= self._rests_until and seconds > 0:
-            self._adapt(came / seconds, now, is_busy=is_busy)
+            self._adapt(came / seconds, now, may_grow=not is_busy)
         self._serve()
         self._look_later()
 
-    def _adapt(self, rate: float, now: float, *, is_busy: bool) -> None:
-        wanted = self._growth.next(self.limit, rate, now, may_grow=not is_busy)
+    def _adapt(self, rate: float, now: float, *, may_grow: bool) -> None:
+        # A large file's connections gain speed for a while; small files begin anew each time.
+        is_rising = not self._files and self._growth.is_rising(rate)
+        if is_rising:
+            return
+        wanted = self._growth.next(self.limit, rate, now, may_grow=may_grow)
         self.limit = min(self._most, wanted)
+        self._recall()
 
 
 class _Growth:
@@ -180,12 +201,18 @@ class _Growth:
 
     def __init__(self) -> None:
         self._before: tuple[int, float] | None = None  # the last step's limit and rate
+        self._last: float | None = None  # rate, with as many as there are now
         self._patience = PATIENCE_SECONDS
         self._again_at = 0.0
 
     def forget(self) -> None:
         """Measure anew: what was measured is of other circumstances."""
-        self._before = None
+        self._before = self._last = None
+
+    def is_rising(self, rate: float) -> bool:
+        """Tell whether it is too early to judge what so many connections bring."""
+        last, self._last = self._last, rate
+        return last is None or rate > STEADY * last
 
     def next(self, limit: int, rate: float, now: float, *, may_grow: bool) -> int:
         """Return how many connections there shall be, from what came with `limit` of them."""
@@ -194,10 +221,10 @@ class _Growth:
         if self._before is not None:
             earlier, earlier_rate = self._before
             if rate < WORTHWHILE * earlier_rate:
-                self._before = None
+                self.forget()
                 self._again_at = now + self._patience
                 self._patience = min(MAX_PATIENCE_SECONDS, 2 * self._patience)
                 return earlier
             self._patience = PATIENCE_SECONDS
-        self._before = (limit, rate) if may_grow else None
+        self._before, self._last = ((limit, rate) if may_grow else None), None
         return 2 * limit if may_grow else limit

@@ -65,6 +65,7 @@ class Filling:
         self._count = count
         self._waiting = deque(run for run in runs if not run.is_complete)
         self._active: set[SegmentRun] = set()
+        self._ended = asyncio.Event()  # a segment has, since somebody began to wait for that
         self._ignored_ranges = 0
 
     async def fill(self, body: Body | StraightBody | None) -> None:
@@ -93,14 +94,24 @@ class Filling:
         async with together() as group:
             staffing = group.create_task(self._staff(group))
             await self._work(body)
+            while self._may_need_help():  # one that is well on its way now may yet come to a stop
+                await self._segment_ends(LOOK_SECONDS)
+                await self._work(None)
             staffing.cancel()
+
+    async def _segment_ends(self, seconds: float) -> None:
+        """Return when another worker is done with a segment, or after so long."""
+        self._ended.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ended.wait()
 
     async def _staff(self, group: asyncio.TaskGroup) -> None:
         """Let more connections help, while there are some to be lent and they have work."""
         places = asyncio.Semaphore(self._options.segments - 1)
         while self._options.segments > 1 and self._may_need_help():
             if not self._waiting and self._slowest() is None:
-                await asyncio.sleep(LOOK_SECONDS)
+                await self._segment_ends(LOOK_SECONDS)
                 continue
             await places.acquire()
             begun = asyncio.Event()
@@ -112,24 +123,33 @@ class Filling:
                     helper.cancel()
 
     async def _help(self, begun: asyncio.Event, places: asyncio.Semaphore) -> None:
+        loan = _Loan(self._put_back)
         try:
-            async with self._options.connections.one_more():
+            async with self._options.connections.one_more(wanted_back=loan.end):
                 begun.set()
-                await self._work(None, is_helper=True)
+                await self._work(None, loan)
         finally:
             places.release()
 
-    async def _work(self, opened: Body | StraightBody | None, *, is_helper: bool = False) -> None:
-        while (run := self._next()) is not None:
+    async def _work(self, opened: Body | StraightBody | None, loan: _Loan | None = None) -> None:
+        while (loan is None or not loan.is_over) and (run := self._next()) is not None:
             self._active.add(run)
             run.begin()
+            if loan is not None:
+                loan.run = run
             try:
                 await self._fill_segment(run, opened)
             finally:
                 self._active.remove(run)
+                self._ended.set()
             opened = None
-            if is_helper and self._options.connections.is_wanted:
-                return
+
+    def _put_back(self, run: SegmentRun) -> None:
+        """Let whoever has time go on with a segment whose connection is wanted elsewhere."""
+        rest = run.let_go()
+        if rest is not None:
+            self._runs.insert(self._runs.index(run) + 1, rest)
+            self._waiting.appendleft(rest)
 
     def _next(self) -> SegmentRun | None:
         """Return a segment that nobody fills: one that waits, or half of what is left of one."""
@@ -290,6 +310,20 @@ class Filling:
     async def _write(self, run: SegmentRun, buffers: list[memoryview]) -> None:
         await in_thread(run.write, self._part, buffers)
         await self._checkpointer.catch_up(run)
+
+
+class _Loan:
+    """A connection that is a helper's until somebody else needs it more."""
+
+    def __init__(self, put_back: Callable[[SegmentRun], None]) -> None:
+        self.is_over = False
+        self.run: SegmentRun | None = None
+        self._put_back = put_back
+
+    def end(self) -> None:
+        self.is_over = True
+        if self.run is not None and not self.run.is_complete:
+            self._put_back(self.run)
 
 
 def _claimed(run: SegmentRun, held: int, portion: int) -> int:

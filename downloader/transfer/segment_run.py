@@ -62,13 +62,22 @@ class SegmentRun:
 
     def cut(self) -> SegmentRun | None:
         """Cut off the later half of what is not claimed yet; None where that is too little."""
+        return self._cut_off(2)
+
+    def let_go(self) -> SegmentRun | None:
+        """Cut off all that is not claimed yet; None where that is too little."""
+        return self._cut_off(1)
+
+    def _cut_off(self, parts: int) -> SegmentRun | None:
+        """Cut off one of so many parts of what is not claimed, at a place that the disk likes."""
         with self._claiming:
-            half = (self.stop - self._claimed) // 2
-            middle = -(-(self._claimed + half) // ALIGNMENT) * ALIGNMENT
-            if self.stop - middle < ALIGNMENT or middle <= self._claimed:
+            kept = (self.stop - self._claimed) * (parts - 1) // parts
+            first = -(-self._claimed // ALIGNMENT)
+            cut_at = max(first, (self._claimed + kept) // ALIGNMENT) * ALIGNMENT
+            if self.stop - cut_at < ALIGNMENT or cut_at <= self.start:
                 return None
-            rest = Segment(start=middle, stop=self.stop)
-            self.stop = middle
+            rest = Segment(start=cut_at, stop=self.stop)
+            self.stop = cut_at
         return SegmentRun(rest)
 
     @property

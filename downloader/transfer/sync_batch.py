@@ -21,6 +21,7 @@ from state.records import Checkpoint
 __all__ = ["SyncBatch"]
 
 SIDE_BY_SIDE = 8  # syncs at a time: the journal joins them
+WORTH_A_THREAD = 8  # syncs: a hop to a thread costs about as much as one of them
 GATHER_SECONDS = 0.05  # from one batch's beginning to the next one's
 LOOK_SECONDS = 0.01
 
@@ -83,7 +84,8 @@ class SyncBatch:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _keep(self, batch: Sequence[_Arrival]) -> None:
-        shares = [batch[first::SIDE_BY_SIDE] for first in range(min(SIDE_BY_SIDE, len(batch)))]
+        count = min(SIDE_BY_SIDE, -(-len(batch) // WORTH_A_THREAD))
+        shares = [batch[first::count] for first in range(count)]
         try:
             outcomes = await asyncio.gather(*(in_thread(_synced, share) for share in shares))
             await in_thread(sync_names, {path for _, paths in outcomes for path in paths})

@@ -17,6 +17,7 @@ from tests.bench.servers import OtherSide
 
 CHECKER = Path(__file__).with_name("check.py")
 OURS = "bge-downloader"
+STARTED = f"{OURS}, its start apart"  # what the same runs took once the program was loaded
 Commands = list[list[str]]
 
 

@@ -112,10 +112,10 @@ def facts(work: Path, rounds: int) -> list[str]:
 def _rows(samples: Samples) -> Iterator[tuple[str, ...]]:
     ours = samples.get(OURS)
     for name, taken in samples.items():
-        by = ("", "") if not ours or name == OURS else _by(ours, taken)
+        by = ("", "") if not ours or name.startswith(OURS) else _by(ours, taken)
         spread = Spread.of([one.wall for one in taken])
         wall = spread.text(digits=2 if spread.median >= 1 else 3)
-        cpu = f"{Spread.of([one.cpu for one in taken]).median:.2f}"
+        cpu = f"{Spread.of([one.cpu for one in taken]).median:.2f}".replace("nan", "-")
         rss = f"{max(one.rss for one in taken) / MIB:.0f}"
         yield (name, wall, cpu, rss, *by)
 

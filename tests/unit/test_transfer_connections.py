@@ -30,9 +30,12 @@ class World:
             self.jobs.append(asyncio.ensure_future(self._use(more=more)))
 
     async def _use(self, *, more):
-        lend = self.connections.one_more if more else self.connections.of_a_file
-        async with lend():
-            await asyncio.Event().wait()
+        wanted = asyncio.Event()  # for ever, where it is a file's own
+        lend = self.connections.of_a_file()
+        if more:
+            lend = self.connections.one_more(wanted_back=wanted.set)
+        async with lend:
+            await wanted.wait()
 
     async def passes(self, looks=1, *, seconds=0.1):
         """Let so many seconds pass before each look, with the bytes that come in them."""
@@ -109,6 +112,23 @@ async def test_it_stops_where_the_line_is_full(world):
     assert there.connections.limit == 8
 
 
+async def test_a_large_file_is_judged_once_its_connections_have_gained_speed(world):
+    """What a line brings in its first moments tells nothing of what more lines would bring."""
+    there = world(lambda count: min(count * 100, 120) * MIB)
+    whole = there.rate_of
+    there.want(1)
+    there.want(15, more=True)
+    await there.passes()
+    for part in (16, 8, 4, 2, 1):  # it rises by itself, and nobody steps in
+        there.rate_of = lambda count, part=part: whole(count) // part
+        await there.passes()
+        assert there.connections.limit == module.FIRST
+    await there.passes(2)  # steady: a step is tried, and does not pay
+    assert there.connections.limit == 2 * module.FIRST
+    await there.passes(2)
+    assert there.connections.limit == module.FIRST
+
+
 async def test_a_step_that_did_not_pay_is_tried_again_after_a_while(world):
     """What was full at noon is free at night."""
     there = world(lambda _: 10 * MIB)
@@ -135,7 +155,6 @@ async def test_a_store_that_throttles_gets_half_as_many_and_once_for_all(world):
     for _ in range(64):
         there.connections.throttled()  # each connection hears of it
     assert there.connections.limit == 32
-    assert there.connections.is_wanted
     there.now += module.THROTTLED_SECONDS - 1
     there.connections._look()
     assert there.connections.limit == 32
@@ -159,11 +178,34 @@ async def test_a_file_without_a_connection_comes_before_one_that_wants_more(worl
     there.want(1, more=True)
     there.want(1)
     await settled()
-    assert there.connections.is_wanted  # whoever has one more shall give it back
     there.jobs[0].cancel()
     await settled()
     assert len(there.connections._files) == 0
     assert len(there.connections._helpers) == 1
+
+
+async def test_what_was_lent_goes_back_to_a_file_that_has_none(world):
+    """A file of a few bytes does not wait for a segment of a large one."""
+    there = world(lambda _: MIB, most=4)
+    there.want(1)
+    there.want(3, more=True)
+    await settled()
+    there.want(2)
+    await settled()
+    assert not there.connections._files
+    assert sum(job.done() for job in there.jobs) == 2
+    assert there.connections.in_use == 4
+    assert there.connections._recalled == 0
+
+
+async def test_what_was_lent_goes_back_when_a_step_did_not_pay(world):
+    there = world(lambda _: 100 * MIB)
+    there.want(1)
+    there.want(20, more=True)
+    await there.passes(4)
+    assert there.connections.limit == 2 * module.FIRST
+    await there.passes(2)
+    assert there.connections.in_use == module.FIRST
 
 
 async def test_no_more_files_at_a_time_than_may_be(world):

@@ -40,6 +40,18 @@ def test_who_claims_more_than_there_is_gets_what_there_is():
     assert run.claim(10 * MIB) == rest.start
 
 
+def test_all_that_is_not_claimed_can_be_let_go():
+    run = run_of(0, 64 * MIB)
+    run.claim(4 * MIB - 7)
+    rest = run.let_go()
+    assert (run.stop, rest.start, rest.stop) == (4 * MIB, 4 * MIB, 64 * MIB)
+    assert run.let_go() is None
+
+
+def test_a_segment_that_nobody_has_begun_is_never_made_empty():
+    assert run_of(0, 64 * MIB).let_go() is None
+
+
 def test_a_small_rest_is_not_worth_a_request():
     assert run_of(0, MIB + 1).cut() is None
 

@@ -1,0 +1,100 @@
+"""Connections that help: a segment that is slow is cut, and what is lent goes back."""
+
+import asyncio
+import contextlib
+from dataclasses import replace
+
+import aiohttp
+import pytest
+from transfer_helpers import DATA, KEY, MIB, PROBE, SMALL, MemoryCheckpoints, around_writes
+
+from downloader.progress import Reporter
+from downloader.sandbox import Fault
+from downloader.transfer import Connections, Link, filling, segment_run, transfer_file
+
+pytest_plugins = ["transfer_helpers"]
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Let a segment count as slow at once."""
+    monkeypatch.setattr(segment_run, "SILENT_SECONDS", 0)
+    monkeypatch.setattr(filling, "WORTH_SECONDS", 0)
+    monkeypatch.setattr(filling, "LOOK_SECONDS", 0.01)
+
+
+async def test_a_segment_that_hangs_is_helped(rig, impatient):
+    """Its later half does not wait until the connection is given up."""
+    rig.stall_timeout = 1
+    rig.use(segment_size=64 * MIB, segments=2)
+    hanging = rig.store.inject(Fault.STALL, covering=PROBE + 1, after=100)
+    await rig.transfer()
+    assert hanging.happened.is_set()
+    assert rig.on_disk == DATA
+    later = [start for start, _ in rig.asked if start > PROBE + 100]
+    assert later  # somebody else has begun in the middle of it
+    checkpoint = rig.checkpoints.saved
+    assert checkpoint.safe_bytes == len(DATA)
+    assert len(checkpoint.segments) > 2
+
+
+async def test_what_was_cut_is_resumed_as_it_was(rig, impatient):
+    """A checkpoint of segments that were cut is as good as any other."""
+    rig.stall_timeout = 1
+    rig.use(segment_size=64 * MIB, segments=2)
+    rig.store.inject(Fault.STALL, covering=PROBE + 1, after=100)
+    held = rig.store.inject(Fault.STALL, covering=len(DATA) - 1, after=500_000, times=1)
+    running = asyncio.ensure_future(rig.transfer())
+    await held.happened.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    rig.store.clear_faults()
+    done = await rig.transfer()
+    assert rig.on_disk == DATA
+    assert done.resumed_bytes + done.received_bytes == len(DATA)
+
+
+async def test_a_small_file_does_not_wait_for_a_large_ones_segment(rig, monkeypatch):
+    """Connections that were lent to a large file go back to one that has none."""
+    large = DATA * 3
+    rig.store.put(KEY, large)
+    rig.store.put("small", SMALL)
+    rig.use(segment_size=64 * MIB, segments=3, connections=Connections(3))
+    in_use, begun = rig.options.connections, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def look(write, offset):
+        if offset > PROBE and in_use.in_use == 3:
+            loop.call_soon_threadsafe(begun.set)
+        return write()
+
+    around_writes(monkeypatch, look)
+    running = asyncio.ensure_future(rig.transfer())
+    await begun.wait()
+    await _bring_small(rig)
+    await running
+    assert rig.on_disk == large
+    keys = [request.key for request in rig.store.requests]
+    asked = keys.index("small")
+    assert KEY in keys[asked:]  # what was put back was asked for behind it
+    assert in_use.in_use == 0
+
+
+async def _bring_small(rig):
+    async with contextlib.AsyncExitStack() as stack:
+        options = rig.options
+        if rig.is_straight:
+            road = stack.enter_context(contextlib.closing(rig.road()))
+            options = replace(options, straight_road=road)
+        session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
+        await transfer_file(
+            "small",
+            part_path=rig.directory / "small.part",
+            link=Link(rig.store.object_url("small"), rig.renew),
+            session=session,
+            checkpoints=MemoryCheckpoints(),
+            reporter=Reporter(),
+            options=options,
+        )
+    assert (rig.directory / "small.part").read_bytes() == SMALL
