@@ -94,7 +94,9 @@ class Filling:
         async with together() as group:
             staffing = group.create_task(self._staff(group))
             await self._work(body)
-            while self._may_need_help():  # one that is well on its way now may yet come to a stop
+            # One that is well on its way now may yet come to a stop, or be put back: what nobody
+            # fills would be zeros.
+            while self._active or self._waiting:
                 await self._segment_ends(LOOK_SECONDS)
                 await self._work(None)
             staffing.cancel()
@@ -337,4 +339,4 @@ def _bytes_left(run: SegmentRun) -> int:
 
 
 def _may_be_cut(run: SegmentRun) -> bool:
-    return _bytes_left(run) >= 2 * ALIGNMENT
+    return _bytes_left(run) >= 2 * ALIGNMENT and run.can_be_cut

@@ -61,7 +61,8 @@ class SecureLine(Line):
             else:
                 self._flush()
                 return
-            if not self._take_in() and time.monotonic() >= give_up_at:
+            self._take_in()
+            if time.monotonic() >= give_up_at:  # also of a store that sends a byte now and then
                 raise TimeoutError
 
     def _send(self, head: bytes) -> None:

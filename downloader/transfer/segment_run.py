@@ -60,6 +60,12 @@ class SegmentRun:
             return float("inf") if seconds >= SILENT_SECONDS else 0.0
         return seconds * (self.stop - self.position) / come
 
+    @property
+    def can_be_cut(self) -> bool:
+        """Tell whether `cut` would give anything now: what is claimed is more than what is here."""
+        with self._claiming:
+            return self._place_to_cut(2) is not None
+
     def cut(self) -> SegmentRun | None:
         """Cut off the later half of what is not claimed yet; None where that is too little."""
         return self._cut_off(2)
@@ -71,14 +77,19 @@ class SegmentRun:
     def _cut_off(self, parts: int) -> SegmentRun | None:
         """Cut off one of so many parts of what is not claimed, at a place that the disk likes."""
         with self._claiming:
-            kept = (self.stop - self._claimed) * (parts - 1) // parts
-            first = -(-self._claimed // ALIGNMENT)
-            cut_at = max(first, (self._claimed + kept) // ALIGNMENT) * ALIGNMENT
-            if self.stop - cut_at < ALIGNMENT or cut_at <= self.start:
+            cut_at = self._place_to_cut(parts)
+            if cut_at is None:
                 return None
             rest = Segment(start=cut_at, stop=self.stop)
             self.stop = cut_at
         return SegmentRun(rest)
+
+    def _place_to_cut(self, parts: int) -> int | None:
+        kept = (self.stop - self._claimed) * (parts - 1) // parts
+        first = -(-self._claimed // ALIGNMENT)
+        cut_at = max(first, (self._claimed + kept) // ALIGNMENT) * ALIGNMENT
+        is_too_little = self.stop - cut_at < ALIGNMENT or cut_at <= self.start
+        return None if is_too_little else cut_at
 
     @property
     def is_complete(self) -> bool:

@@ -11,6 +11,7 @@ from downloader.transfer.ranged_get import Version
 __all__ = ["HEAD_END", "Head", "NoReply", "RangeRequest", "parse_head"]
 
 HEAD_END = b"\r\n\r\n"
+MAX_LENGTH_DIGITS = 19  # of a length that any disk could hold; a part of a number is none
 # RFC 9112 §4: the status is three digits, and a phrase behind it may be missing.
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: .*)?")
 _FIELD_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*")  # RFC 9112 §5
@@ -94,7 +95,9 @@ class Head:
         values = self._fields.get("content-length", [])
         is_plain = len(values) == 1 and values[0].isascii() and values[0].isdigit()
         has_coding = "transfer-encoding" in self._fields
-        return int(values[0][:19]) if is_plain and not has_coding else None
+        if not is_plain or has_coding or len(values[0]) > MAX_LENGTH_DIGITS:
+            return None
+        return int(values[0])
 
     @property
     def will_close(self) -> bool:

@@ -10,7 +10,16 @@ from transfer_helpers import DATA, KEY, MIB, PROBE, SMALL, MemoryCheckpoints, ar
 
 from downloader.progress import Reporter
 from downloader.sandbox import Fault
-from downloader.transfer import Connections, Link, filling, segment_run, transfer_file
+from downloader.transfer import (
+    Connections,
+    Link,
+    buffers,
+    filling,
+    segment_run,
+    straight_body,
+    throttle,
+    transfer_file,
+)
 
 pytest_plugins = ["transfer_helpers"]
 
@@ -36,6 +45,35 @@ async def test_a_segment_that_hangs_is_helped(rig, impatient):
     checkpoint = rig.checkpoints.saved
     assert checkpoint.safe_bytes == len(DATA)
     assert len(checkpoint.segments) > 2
+
+
+async def test_nobody_is_called_to_help_with_what_is_claimed(rig, monkeypatch):
+    """A rest that cannot be cut is left alone, and nobody looks at it without a pause."""
+    data = (DATA * 2)[: 7 * MIB + 100_000]
+    rig.store.put(KEY, data)
+    rig.use(segment_size=64 * MIB, segments=3)
+    stalled = rig.store.inject(Fault.STALL, covering=PROBE + 1, after=MIB + 10_000)
+    help_out, helpers = filling.Filling._help, []
+
+    async def counted(*args):
+        helpers.append(args)
+        await help_out(*args)
+
+    monkeypatch.setattr(straight_body, "FLUSH_SECONDS", 0)
+    monkeypatch.setattr(filling, "BUFFER_SECONDS", 0)
+    monkeypatch.setattr(filling, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(filling.Filling, "_help", counted)
+    running = asyncio.ensure_future(rig.transfer())
+    await rig.heard.has_shown(PROBE + MIB + 10_000)
+    monkeypatch.setattr(filling, "WORTH_SECONDS", 0)
+    called = len(helpers)
+    for _ in range(200):
+        await asyncio.sleep(0)
+    called = len(helpers) - called
+    stalled.release()
+    await running
+    assert rig.on_disk == data
+    assert called <= 1
 
 
 async def test_what_was_cut_is_resumed_as_it_was(rig, impatient):
@@ -72,13 +110,54 @@ async def test_a_small_file_does_not_wait_for_a_large_ones_segment(rig, monkeypa
     around_writes(monkeypatch, look)
     running = asyncio.ensure_future(rig.transfer())
     await begun.wait()
+    before = len(rig.store.requests)
     await _bring_small(rig)
     await running
     assert rig.on_disk == large
-    keys = [request.key for request in rig.store.requests]
-    asked = keys.index("small")
-    assert KEY in keys[asked:]  # what was put back was asked for behind it
+    later = [request.key for request in rig.store.requests[before:]]
+    assert KEY in later  # what was put back was asked for again, by whoever had time first
     assert in_use.in_use == 0
+
+
+async def test_what_is_put_back_last_is_not_forgotten(rig, monkeypatch):
+    """Nobody has work any more, and the last helper's connection is wanted for another file."""
+    rig.store.put("small", SMALL)
+    rig.use(segment_size=64 * MIB, segments=2, connections=Connections(2))
+    stalled = rig.store.inject(Fault.STALL, covering=PROBE + 1, after=1_400_000)
+    staff, is_staffed = filling.Filling._staff, asyncio.Event()
+    let_go, is_let_go = segment_run.SegmentRun.let_go, asyncio.Event()
+
+    async def until_staffed(self, group):
+        try:
+            await staff(self, group)
+        finally:
+            is_staffed.set()
+
+    def noted(run):
+        is_let_go.set()
+        return let_go(run)
+
+    # Little is claimed, so that something is left to be put back.
+    monkeypatch.setattr(buffers, "LARGE_BYTES", buffers.SMALL_BYTES)
+    monkeypatch.setattr(throttle, "MAX_PORTION", buffers.SMALL_BYTES)
+    monkeypatch.setattr(filling, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(filling.Filling, "_staff", until_staffed)
+    monkeypatch.setattr(segment_run.SegmentRun, "let_go", noted)
+    running = asyncio.ensure_future(rig.transfer())
+    await rig.heard.has_shown(PROBE + 1_400_000)
+    await is_staffed.wait()
+    for _ in range(10):  # whoever has nothing to do leaves
+        await asyncio.sleep(0)
+    small = asyncio.ensure_future(_bring_small(rig))
+    # Where the file's own connection has the last segment, the helper's is free at once.
+    asked = asyncio.ensure_future(is_let_go.wait())
+    await asyncio.wait([asked, small], return_when=asyncio.FIRST_COMPLETED)
+    stalled.release()
+    done = await running
+    await small
+    asked.cancel()
+    assert rig.on_disk == DATA
+    assert done.received_bytes == len(DATA)
 
 
 async def _bring_small(rig):

@@ -560,6 +560,27 @@ async def test_what_came_before_a_stall_is_kept(tmp_path):
 # Stopping.
 
 
+async def test_a_connection_that_broke_does_not_stay_to_the_end(rig, monkeypatch):
+    """Also that of a small file's first reply, whose rest comes by another one."""
+    rig.stall_timeout = 0.15
+    rig.store.put(KEY, SMALL)
+    close, closed = Line.close, []
+
+    def noted(line):
+        closed.append(line)
+        close(line)
+
+    monkeypatch.setattr(Line, "close", noted)
+    rig.store.inject(Fault.STALL, after=HALF)
+    asked = rig.store.inject(Fault.HANG)
+    running = asyncio.ensure_future(rig.transfer())
+    await asked.happened.wait()
+    assert closed
+    asked.release()
+    await running
+    assert rig.on_disk == SMALL
+
+
 async def test_a_cancelled_run_wakes_what_waits_and_keeps_what_came(rig):
     rig.stall_timeout = FOR_EVER
     rig.use(segments=1)
@@ -803,6 +824,16 @@ async def _greeter(greeting):
 
 
 async def test_a_handshake_that_never_ends_is_a_passing_fault(certificate, tmp_path):
+    context = ssl.create_default_context(cafile=certificate[1])
+    with contextlib.closing(Bench(tmp_path, context, connect_timeout=0.1)) as bench:
+        async with _greeter(b"") as url:
+            with pytest.raises(StoreUnavailable, match="sent nothing for too long"):
+                await bench.ask(url)
+
+
+async def test_a_handshake_that_comes_a_byte_at_a_time_ends_too(certificate, tmp_path, monkeypatch):
+    """As much time as a connection may take is for all of it, not for each byte."""
+    monkeypatch.setattr(straight.SecureLine, "_take_in", lambda *_: True)
     context = ssl.create_default_context(cafile=certificate[1])
     with contextlib.closing(Bench(tmp_path, context, connect_timeout=0.1)) as bench:
         async with _greeter(b"") as url:

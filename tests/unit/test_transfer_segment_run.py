@@ -64,7 +64,9 @@ def test_a_small_rest_is_not_worth_a_request():
 def test_the_two_are_what_the_one_was(start, length, claimed):
     run = run_of(start, start + length)
     claimed = run.claim(start + claimed)
+    can_be_cut = run.can_be_cut
     rest = run.cut()
+    assert can_be_cut == (rest is not None)
     if rest is None:
         assert run.stop == start + length
     else:
