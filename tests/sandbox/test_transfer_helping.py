@@ -124,14 +124,7 @@ async def test_what_is_put_back_last_is_not_forgotten(rig, monkeypatch):
     rig.store.put("small", SMALL)
     rig.use(segment_size=64 * MIB, segments=2, connections=Connections(2))
     stalled = rig.store.inject(Fault.STALL, covering=PROBE + 1, after=1_400_000)
-    staff, is_staffed = filling.Filling._staff, asyncio.Event()
     let_go, is_let_go = segment_run.SegmentRun.let_go, asyncio.Event()
-
-    async def until_staffed(self, group):
-        try:
-            await staff(self, group)
-        finally:
-            is_staffed.set()
 
     def noted(run):
         is_let_go.set()
@@ -141,11 +134,9 @@ async def test_what_is_put_back_last_is_not_forgotten(rig, monkeypatch):
     monkeypatch.setattr(buffers, "LARGE_BYTES", buffers.SMALL_BYTES)
     monkeypatch.setattr(throttle, "MAX_PORTION", buffers.SMALL_BYTES)
     monkeypatch.setattr(filling, "LOOK_SECONDS", 0)
-    monkeypatch.setattr(filling.Filling, "_staff", until_staffed)
     monkeypatch.setattr(segment_run.SegmentRun, "let_go", noted)
     running = asyncio.ensure_future(rig.transfer())
     await rig.heard.has_shown(PROBE + 1_400_000)
-    await is_staffed.wait()
     for _ in range(10):  # whoever has nothing to do leaves
         await asyncio.sleep(0)
     small = asyncio.ensure_future(_bring_small(rig))
