@@ -204,7 +204,7 @@ def _is_here(contestant: Contestant) -> bool:
 
 
 def _empty(path: str) -> None:
-    """Give a file's bytes back, if it is nobody else's too: a contestant may have linked others'."""
+    """Give a file's bytes back, unless it is somebody else's too, by another name."""
     facts = os.lstat(path)
     if stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1:
         os.truncate(path, 0)
