@@ -154,6 +154,8 @@ class Connections:
 
     def _recall(self) -> None:
         """Ask for as many loans as files wait for, and as there are too many."""
+        if not self._loans:
+            return
         waiting = sum(not future.done() for future in self._files)
         missing = waiting + self.in_use - self.limit - self._recalled
         for _ in range(min(missing, len(self._loans))):
