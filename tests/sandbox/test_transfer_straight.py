@@ -725,6 +725,17 @@ async def test_bytes_come_by_tls_from_an_authority_of_ones_own(secure_bench, tls
     assert len(store.writers) == 1
 
 
+async def test_the_next_handshake_with_a_store_is_a_short_one(secure_bench, tls):
+    async with range_server(tls=tls) as store:
+        await secure_bench.bring(store.url, 0, HALF)
+        place = ("https", "127.0.0.1", urlsplit(store.url).port)
+        secure_bench.road._from_earlier(place).close()
+        await secure_bench.bring(store.url, HALF)
+        first, second = (writer.get_extra_info("ssl_object") for writer in store.writers)
+        assert (first.session_reused, second.session_reused) == (False, True)
+        assert secure_bench.is_right()
+
+
 async def test_a_certificate_that_is_not_trusted_is_left_to_the_plain_way(bench, tls):
     """Which says what to do about it; not a byte of a request has been sent."""
     async with range_server(tls=tls) as store:
