@@ -15,12 +15,15 @@ from state.records import Segment
 
 __all__ = ["FirstStep"]
 
+MAX_SECONDS = 0.5  # without a checkpoint: a line may be slow
+
 
 class FirstStep:
     """Takes the first reply in the road's thread; what is None afterwards did not come to be.
 
     Of a large object only `body` is there, and nothing was made on the disk. A small one is in
-    `part` and `run`, as far as it came; `identity` is there once it has come whole.
+    `part` and `run`, as far as it came; `identity` is there once it has come whole, `rest` if it
+    was still coming.
     """
 
     def __init__(self, part_path: Path, options: TransferOptions) -> None:
@@ -28,6 +31,7 @@ class FirstStep:
         self.part: PartFile | None = None
         self.run: SegmentRun | None = None
         self.identity: tuple[int, int] | None = None
+        self.rest: StraightBody | None = None  # what takes long, and wants checkpoints
         self._part_path = part_path
         self._options = options
         self._watching: asyncio.TimerHandle | None = None
@@ -46,7 +50,9 @@ class FirstStep:
         part.reserve(size, keep_free=self._options.min_free_space)
         self.run = run = SegmentRun(Segment(start=0, stop=size))
         with contextlib.suppress(OSError):  # what has not come is asked for again
-            body.pour_here(run, part, self._options.rate_limit, _never)
+            limit = self._options.rate_limit
+            body.pour_here(run, part, limit, _never, seconds=MAX_SECONDS)
+            self.rest = None if run.is_complete or body.has_ended else body
         if run.is_complete:
             self.identity = part.confirm(size)
 

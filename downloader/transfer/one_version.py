@@ -113,8 +113,9 @@ class OneVersion:
             if isinstance(body, FirstStep):
                 if body.identity is not None:
                     return body.identity
-                await replies.aclose()  # or the connection that broke would stay to the end
-                await self._fill_and_save(None)
+                if body.rest is None:
+                    await replies.aclose()  # or the connection that broke would stay to the end
+                await self._fill_and_save(body.rest)
             else:
                 await self._prepare(body)
                 await self._fill_and_save(body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -53,10 +54,12 @@ class StraightBody:
     ) -> None:
         self.version, self.position, self.stop = span
         self.came = 0  # bytes, counted by the thread
+        self.has_ended = False  # nothing more will come
         self._keeper = keeper
         self._line = line
         self._will_close = will_close
         self._stopping = stopping
+        self._until = math.inf
         self._is_gone = False
         self._may_be_kept = False
         self._told = 0
@@ -102,9 +105,15 @@ class StraightBody:
         part: PartFile,
         rate_limit: RateLimit,
         is_behind: Callable[[SegmentRun], bool],
+        *,
+        seconds: float = math.inf,
     ) -> None:
-        """Do the same in the calling thread, which it blocks."""
+        """Do the same in the calling thread, which it blocks, for no longer than so many seconds.
+
+        What has not come by then can be poured later.
+        """
         buffer = self._keeper.buffers.lend()
+        self._until = time.monotonic() + seconds
         try:
             with memoryview(buffer) as view:
                 self._pour(run, part, view, rate_limit, is_behind)
@@ -159,7 +168,7 @@ class StraightBody:
     ) -> None:
         held, since = 0, time.monotonic()
         try:
-            while not self._stopping.is_set():
+            while not self._stopping.is_set() and time.monotonic() < self._until:
                 room = run.claim(_edge(run.position, len(view), self.stop)) - run.position
                 if held >= room:
                     break  # the rest is another worker's, or there is none
@@ -174,7 +183,7 @@ class StraightBody:
                     since = time.monotonic()
                     self._wait_for_checkpoints(run, is_behind)
         except EOFError:
-            pass  # the caller counts
+            self.has_ended = True  # the caller counts
         except DiskError:
             held = 0  # a write that failed once is not tried again
             raise

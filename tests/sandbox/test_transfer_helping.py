@@ -98,6 +98,7 @@ async def test_a_small_file_does_not_wait_for_a_large_ones_segment(rig, monkeypa
     large = DATA * 3
     rig.store.put(KEY, large)
     rig.store.put("small", SMALL)
+    rig.store.total_bytes_per_second = 50 * MIB  # or the large one would be done before
     rig.use(segment_size=64 * MIB, segments=3, connections=Connections(3))
     in_use, begun = rig.options.connections, asyncio.Event()
     loop = asyncio.get_running_loop()
