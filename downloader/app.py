@@ -68,8 +68,9 @@ async def open_app(settings: Settings, *, wait: bool = True) -> AsyncIterator[Ap
         api = await stack.enter_async_context(open_api(settings))
         store = await stack.enter_async_context(await AsyncStore.open(settings.state))
         session = await stack.enter_async_context(store_session(settings))
-        connections = shared_connections(settings)
-        road = straight_road(settings, connections)
+        buffers = BufferPool(settings.buffer_memory)
+        connections = shared_connections(settings, buffers)
+        road = straight_road(settings, buffers, connections)
         stack.enter_context(contextlib.closing(road))
         options = fetch_options(settings, wait=wait, connections=connections, road=road)
         yield App(
@@ -111,22 +112,23 @@ def store_session(settings: Settings) -> aiohttp.ClientSession:
     )
 
 
-def shared_connections(settings: Settings) -> Connections:
-    """Return the connections of all transfers: as many as there is memory for their bytes."""
-    buffers = BufferPool(settings.buffer_memory)
+def shared_connections(settings: Settings, buffers: BufferPool) -> Connections:
+    """Return the connections of all transfers: no more than there is memory for their bytes."""
     most = min(settings.connections, buffers.most)
     return Connections(most, most_files=settings.parallel_files)
 
 
-def straight_road(settings: Settings, connections: Connections) -> StraightRoad:
-    """Return the way that long ranges go, with the session's limits and the session's trust."""
+def straight_road(
+    settings: Settings, buffers: BufferPool, connections: Connections
+) -> StraightRoad:
+    """Return the way that bytes go, with the session's limits and the session's trust."""
     return StraightRoad(
         # That of SSL_CERT_FILE, where it is set; made once and when needed, for it takes 30 ms.
         context=functools.cache(ssl.create_default_context),
         connect_timeout=settings.connect_timeout,
         stall_timeout=settings.stall_timeout,
         user_agent=USER_AGENT,
-        buffers=BufferPool(settings.buffer_memory),
+        buffers=buffers,
         meter=connections.meter,
     )
 
@@ -135,11 +137,10 @@ def fetch_options(
     settings: Settings,
     *,
     wait: bool,
-    connections: Connections | None = None,
+    connections: Connections,
     road: StraightRoad | None = None,
 ) -> FetchOptions:
     """Translate the settings into what fetches are told."""
-    connections = connections or shared_connections(settings)
     return FetchOptions(
         poll=PollOptions(
             interval=settings.poll_interval,

@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import ParamSpec, TypeVar
 
-__all__ = ["beside", "in_stoppable_thread", "in_thread", "run_together", "together"]
+__all__ = ["beside", "in_stoppable_thread", "in_thread", "outlasting", "run_together", "together"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,12 +20,7 @@ async def in_thread(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) 
     `asyncio.to_thread` leaves the thread running when its caller is cancelled: a late write could
     then meet a descriptor that was closed and given to another file.
     """
-    future = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await _until_ended(future)
-        raise
+    return await outlasting(asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs)))
 
 
 async def in_stoppable_thread(work: Callable[[Callable[[], bool]], T]) -> T:
@@ -34,22 +29,22 @@ async def in_stoppable_thread(work: Callable[[Callable[[], bool]], T]) -> T:
     `work` is given a function that tells whether it is to stop; it asks that now and then.
     """
     stop = threading.Event()
-    future = asyncio.ensure_future(in_thread(work, stop.is_set))
+    return await outlasting(asyncio.ensure_future(in_thread(work, stop.is_set)), stop=stop.set)
+
+
+async def outlasting(future: asyncio.Future[T], *, stop: Callable[[], object] | None = None) -> T:
+    """Return its outcome; when cancelled, however often, `stop` it and wait for its end first."""
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        stop.set()
-        await _until_ended(future)
+        if stop is not None:
+            stop()
+        while not future.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([future])
+        if not future.cancelled():
+            future.exception()  # asyncio would complain of an error that nobody looked at
         raise
-
-
-async def _until_ended(future: asyncio.Future[T]) -> None:
-    """Wait for it, however often the waiting is cancelled; nobody asks for its outcome."""
-    while not future.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([future])
-    if not future.cancelled():
-        future.exception()  # asyncio would complain of an error that nobody looked at
 
 
 @contextlib.asynccontextmanager

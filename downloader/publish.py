@@ -6,7 +6,6 @@ synced, directories synced, one rename, the parent directory synced.
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import fcntl
 import hashlib
@@ -203,7 +202,7 @@ class ResultDirectory:
         """
         names = [file.name for file in manifest.files]
         try:
-            self._remove_leftovers(sorted(names))
+            self._remove_leftovers(set(names))
             self._place_files(names)
             for algorithm in checksums:
                 self._write_sums(algorithm, names)
@@ -244,11 +243,8 @@ class ResultDirectory:
                     "nothing was published: run the same command again when that process has ended"
                 )
 
-    def _remove_leftovers(self, names: Sequence[str]) -> None:
-        """Remove what an earlier run with another plan, or a crash while publishing, has left.
-
-        The names are in order: a set of thousands would cost more memory than all else here.
-        """
+    def _remove_leftovers(self, names: set[str]) -> None:
+        """Remove what an earlier run with another plan, or a crash while publishing, has left."""
         directories = [""]
         for directory in directories:
             with os.scandir(self.partial / directory) as entries:
@@ -256,7 +252,7 @@ class ResultDirectory:
                     name = f"{directory}/{entry.name}" if directory else entry.name
                     if entry.is_dir(follow_symlinks=False):
                         directories.append(name)
-                    elif not _has(names, name) and not _has(names, name.removesuffix(PART_SUFFIX)):
+                    elif name not in names and name.removesuffix(PART_SUFFIX) not in names:
                         self._remove_leftover(name)
         for directory in reversed(directories):
             with contextlib.suppress(OSError):  # it is not empty
@@ -329,11 +325,6 @@ class _PartPaths(Mapping[str, Path]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def _has(ordered: Sequence[str], name: str) -> bool:
-    at = bisect.bisect_left(ordered, name)
-    return at < len(ordered) and ordered[at] == name
 
 
 def _directories(names: Iterable[str]) -> set[str]:

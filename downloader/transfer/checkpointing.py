@@ -14,7 +14,7 @@ from downloader.transfer.ranged_get import Version
 from downloader.transfer.segment_run import SegmentRun
 from state.records import Checkpoint
 
-__all__ = ["Checkpointer", "Checkpoints"]
+__all__ = ["Checkpointer", "Checkpoints", "checkpoint_of"]
 
 MIB = 1024 * 1024
 MAX_UNSAFE_BYTES = 8 * MIB  # of one segment, once the last checkpoint is a second old
@@ -45,6 +45,12 @@ class Checkpoints(Protocol):
     async def clear(self) -> None:
         """Forget the checkpoint durably."""
         ...
+
+
+def checkpoint_of(version: Version, runs: Sequence[SegmentRun]) -> Checkpoint:
+    """Return how far the segments have come, to be saved once the part file has been synced."""
+    segments = tuple(run.snapshot() for run in runs)
+    return Checkpoint(etag=version.etag, size=version.size, segments=segments)
 
 
 class Checkpointer:
@@ -97,11 +103,7 @@ class Checkpointer:
                 return
             self._last_save = time.monotonic()
             runs = tuple(self._runs)  # some may be cut in two meanwhile
-            checkpoint = Checkpoint(
-                etag=self._version.etag,
-                size=self._version.size,
-                segments=tuple(run.snapshot() for run in runs),
-            )
+            checkpoint = checkpoint_of(self._version, runs)
             await in_thread(self._part.sync)
             await self._checkpoints.save(checkpoint, previous=self._saved)
             self._saved = checkpoint

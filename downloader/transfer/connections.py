@@ -53,12 +53,11 @@ class Connections:
         most: int = 64,
         *,
         most_files: int = 64,
-        first: int = FIRST,
         clock: Callable[[], float] = time.monotonic,
         processor_clock: Callable[[], float] = time.process_time,
     ) -> None:
         self.meter = Meter()
-        self.limit = min(first, most)
+        self.limit = min(FIRST, most)
         self.in_use = 0
         self._most = most
         self._places = asyncio.Semaphore(most_files)

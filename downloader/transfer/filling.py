@@ -148,20 +148,22 @@ class Filling:
 
     def _put_back(self, run: SegmentRun) -> None:
         """Let whoever has time go on with a segment whose connection is wanted elsewhere."""
-        rest = run.let_go()
+        rest = self._behind(run, run.let_go())
+        if rest is not None:
+            self._waiting.appendleft(rest)
+
+    def _behind(self, run: SegmentRun, rest: SegmentRun | None) -> SegmentRun | None:
+        """Put what was cut off a segment, if anything, into its place behind it."""
         if rest is not None:
             self._runs.insert(self._runs.index(run) + 1, rest)
-            self._waiting.appendleft(rest)
+        return rest
 
     def _next(self) -> SegmentRun | None:
         """Return a segment that nobody fills: one that waits, or half of what is left of one."""
         if self._waiting:
             return self._waiting.popleft()
         slowest = self._slowest()
-        rest = slowest.cut() if slowest is not None else None
-        if slowest is not None and rest is not None:
-            self._runs.insert(self._runs.index(slowest) + 1, rest)
-        return rest
+        return None if slowest is None else self._behind(slowest, slowest.cut())
 
     def _slowest(self) -> SegmentRun | None:
         """Return the segment that is worth helping most, if any is."""

@@ -12,7 +12,8 @@ from downloader.errors import LinkRefused, ObjectChanged
 from downloader.hosts import HostRules
 from downloader.transfer.link import Link
 from downloader.transfer.ranged_get import Body, Version, ranged_get
-from downloader.transfer.straight import StraightBody, StraightRoad
+from downloader.transfer.straight import StraightRoad
+from downloader.transfer.straight_body import StraightBody
 from downloader.transfer.throttle import SlowDown
 
 __all__ = ["ObjectSource"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from downloader.concurrency import in_thread, run_together
 from downloader.errors import BadStoreReply, DownloaderError, VerificationFailed
 from downloader.progress import Reporter
-from downloader.transfer.checkpointing import Checkpointer, Checkpoints
+from downloader.transfer.checkpointing import Checkpointer, Checkpoints, checkpoint_of
 from downloader.transfer.checksum import EMPTY_CRC64, combine_crc64
 from downloader.transfer.filling import Filling
 from downloader.transfer.first_step import FirstStep
@@ -83,7 +83,8 @@ class OneVersion:
                 identity = await self._transferred()
             transferred = self._proved(received_before, identity)
             if any(run.unsafe_bytes for run in self._runs):  # it came in one go
-                await self._checkpoints.finish(self._open_part, self._snapshot())
+                checkpoint = checkpoint_of(self._known_version, self._runs)
+                await self._checkpoints.finish(self._open_part, checkpoint)
             return transferred
         finally:
             if self._part is not None:
@@ -170,15 +171,15 @@ class OneVersion:
         step.watch(self._sized, self._count)
         get = self._source.get(start, stop, version, road=road, then=step.take)
         try:
-            body = await replies.enter_async_context(get)
+            try:
+                body = await replies.enter_async_context(get)
+            finally:
+                self._take_over(step)
         except asyncio.CancelledError:
-            self._take_over(step)
             if self._runs:
                 with contextlib.suppress(Exception):
                     await self._checkpointer().save()
             raise
-        finally:
-            self._take_over(step)
         return body if step.run is None else step
 
     def _take_over(self, step: FirstStep) -> None:
@@ -273,13 +274,6 @@ class OneVersion:
         for run in tuple(self._runs):  # one that is cut off another holds nothing of them
             while await in_thread(run.read_back, self._open_part, READ_BACK_BYTES):
                 pass
-
-    def _snapshot(self) -> Checkpoint:
-        return Checkpoint(
-            etag=self._known_version.etag,
-            size=self._known_version.size,
-            segments=tuple(run.snapshot() for run in self._runs),
-        )
 
     def _proved(self, received_before: int, identity: tuple[int, int]) -> Transferred:
         """Hold the checksum of what is on disk against the store's."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from downloader.errors import DiskError, DiskFull
+from downloader.syncing import sync_directory
 
 __all__ = ["PAGE_BYTES", "PartFile", "disk_error", "sync_names"]
 
@@ -244,11 +245,7 @@ def sync_names(directories: Iterable[Path]) -> None:
     """Make the names of new files survive a power loss, where the file system can."""
     for directory in directories:
         with contextlib.suppress(OSError):
-            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_directory(directory)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,9 @@
 
 A blocking read fills a page-aligned buffer, its CRC-64 is taken, and it is written with O_DIRECT:
 the bytes are touched once, and the event loop not at all. It is for stores that can be reached
-without a proxy. Whatever is out of the ordinary (another status than 206, a body without a
-length, a reply that does not fit) is left to the plain way, which knows what it means.
+without a proxy. Parts of an object, whole ones and refusals are read here; whatever is out of the
+ordinary (a redirect, a body without a length, a reply that does not fit) is left to the plain way,
+which knows what it means.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from urllib.parse import SplitResult
 
 import aiohappyeyeballs
 
+from downloader.concurrency import outlasting
 from downloader.errors import BadStoreReply, ObjectChanged, StoreUnavailable
 from downloader.network import proxy_for
 from downloader.transfer.buffers import BufferPool
@@ -38,7 +40,7 @@ from downloader.transfer.secure_line import SecureLine
 from downloader.transfer.straight_body import StraightBody, passing_faults
 from downloader.transfer.wire import Head, RangeRequest
 
-__all__ = ["StraightBody", "StraightRoad"]
+__all__ = ["StraightRoad"]
 
 IDLE_SECONDS = 5.0  # a connection that was idle for longer may be closed at the other end
 MAX_THREADS = 256
@@ -112,16 +114,7 @@ class StraightRoad:
     async def in_thread(self, work: Callable[[], None], *, stop: Callable[[], None]) -> None:
         """Run blocking work; when cancelled, stop it, and return only once it has ended."""
         job = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        try:
-            await asyncio.shield(job)
-        except asyncio.CancelledError:
-            stop()
-            while not job.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([job])
-            if not job.cancelled():
-                job.exception()  # asyncio would complain of an error that nobody looked at
-            raise
+        await outlasting(job, stop=stop)
 
     def close(self) -> None:
         """Close what is idle; whatever is under way has its own end."""

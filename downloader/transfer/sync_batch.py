@@ -7,13 +7,12 @@ file system joins the syncs that run at the same time, and the state its writes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from downloader.concurrency import in_thread
+from downloader.concurrency import in_thread, outlasting
 from downloader.errors import DiskError
 from downloader.transfer.part_file import PartFile, sync_names
 from state.records import Checkpoint
@@ -61,14 +60,7 @@ class SyncBatch:
         self._arrived.append(_Arrival(file_id, part, checkpoint, settled))
         if self._working is None:
             self._working = asyncio.ensure_future(self._work())
-        try:
-            await asyncio.shield(settled)
-        except asyncio.CancelledError:
-            while not settled.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([settled])
-            settled.exception()  # asyncio would complain of an error that nobody looked at
-            raise
+        await outlasting(settled)
 
     async def _work(self) -> None:
         while self._arrived:

@@ -8,6 +8,7 @@ from downloader.config import load_settings
 from downloader.errors import HostNotAllowed, MissingCredentials, TaskNotReady
 from downloader.retry import without_waiting
 from downloader.sandbox import Fault, Sandbox
+from downloader.transfer import Connections
 from state import StateStore, StateUnreadable
 
 
@@ -122,7 +123,7 @@ async def test_every_setting_of_a_fetch_reaches_it(sandbox):
             "verify": "quick",
         }
     )
-    options = fetch_options(settings, wait=False)
+    options = fetch_options(settings, wait=False, connections=Connections())
     assert (options.transfer.segments, options.transfer.segment_size) == (3, 8 * 1024**2)
     assert options.transfer.retry_max_delay == 4
     assert options.transfer.min_free_space == 5 * 1024**2

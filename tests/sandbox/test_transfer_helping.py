@@ -1,24 +1,19 @@
 """Connections that help: a segment that is slow is cut, and what is lent goes back."""
 
 import asyncio
-import contextlib
 from dataclasses import replace
 
-import aiohttp
 import pytest
-from transfer_helpers import DATA, KEY, MIB, PROBE, SMALL, MemoryCheckpoints, around_writes
+from transfer_helpers import DATA, KEY, MIB, PROBE, SMALL, Heard, MemoryCheckpoints, around_writes
 
-from downloader.progress import Reporter
 from downloader.sandbox import Fault
 from downloader.transfer import (
     Connections,
-    Link,
     buffers,
     filling,
     segment_run,
     straight_body,
     throttle,
-    transfer_file,
 )
 
 pytest_plugins = ["transfer_helpers"]
@@ -82,12 +77,7 @@ async def test_what_was_cut_is_resumed_as_it_was(rig, impatient):
     rig.use(segment_size=64 * MIB, segments=2)
     rig.store.inject(Fault.STALL, covering=PROBE + 1, after=100)
     held = rig.store.inject(Fault.STALL, covering=len(DATA) - 1, after=500_000, times=1)
-    running = asyncio.ensure_future(rig.transfer())
-    await held.happened.wait()
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    rig.store.clear_faults()
+    await rig.interrupted(held)
     done = await rig.transfer()
     assert rig.on_disk == DATA
     assert done.resumed_bytes + done.received_bytes == len(DATA)
@@ -153,19 +143,12 @@ async def test_what_is_put_back_last_is_not_forgotten(rig, monkeypatch):
 
 
 async def _bring_small(rig):
-    async with contextlib.AsyncExitStack() as stack:
-        options = rig.options
-        if rig.is_straight:
-            road = stack.enter_context(contextlib.closing(rig.road()))
-            options = replace(options, straight_road=road)
-        session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
-        await transfer_file(
-            "small",
-            part_path=rig.directory / "small.part",
-            link=Link(rig.store.object_url("small"), rig.renew),
-            session=session,
-            checkpoints=MemoryCheckpoints(),
-            reporter=Reporter(),
-            options=options,
-        )
-    assert (rig.directory / "small.part").read_bytes() == SMALL
+    """Bring the small object beside the large one, by the same connections."""
+    directory = rig.directory / "small"
+    directory.mkdir()
+    url = rig.store.object_url("small")
+    small = replace(
+        rig, directory=directory, checkpoints=MemoryCheckpoints(), heard=Heard(), url=url
+    )
+    await small.transfer()
+    assert small.on_disk == SMALL
