@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from state.errors import RecordMissing, StateError, StateTooNew, StateUnreadable
 
 if TYPE_CHECKING:
+    from state.agenda import AT_ONCE
     from state.lease import current_owner, describe_owner, is_dead, is_held
     from state.look import look_at
     from state.records import (
@@ -23,50 +24,67 @@ if TYPE_CHECKING:
         File,
         FileProgress,
         Lease,
+        Notice,
         Phase,
+        Polled,
         Segment,
+        ServiceRecord,
         Task,
+        Wanted,
     )
+    from state.services import is_alive
     from state.store import PlannedObject, StateStore
     from state.worker import AsyncStore
 
 __all__ = [
+    "AT_ONCE",
     "AsyncStore",
     "Checkpoint",
     "Event",
     "File",
     "FileProgress",
     "Lease",
+    "Notice",
     "Phase",
     "PlannedObject",
+    "Polled",
     "RecordMissing",
     "Segment",
+    "ServiceRecord",
     "StateError",
     "StateStore",
     "StateTooNew",
     "StateUnreadable",
     "Task",
+    "Wanted",
     "current_owner",
     "describe_owner",
+    "is_alive",
     "is_dead",
     "is_held",
     "look_at",
 ]
 
 _HOMES = {
+    "AT_ONCE": "state.agenda",
     "AsyncStore": "state.worker",
     "Checkpoint": "state.records",
     "Event": "state.records",
     "File": "state.records",
     "FileProgress": "state.records",
     "Lease": "state.records",
+    "Notice": "state.records",
     "Phase": "state.records",
     "PlannedObject": "state.store",
+    "Polled": "state.records",
     "Segment": "state.records",
+    "ServiceRecord": "state.records",
     "StateStore": "state.store",
     "Task": "state.records",
+    "Wanted": "state.records",
     "current_owner": "state.lease",
     "describe_owner": "state.lease",
+    "is_alive": "state.services",
     "is_dead": "state.lease",
     "is_held": "state.lease",
     "look_at": "state.look",

@@ -5,6 +5,7 @@ An SQLite file is looked at read-only first, so that what is not ours stays byte
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sqlite3
@@ -20,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from state.errors import StateError, StateUnreadable
-from state.schema import bring_up_to_date, found_version
+from state.schema import LATEST_VERSION, bring_up_to_date, found_version
 
 __all__ = [
     "cannot_open",
@@ -133,17 +134,58 @@ def _make_private_file(path: Path) -> None:
     """Create the file 0600 before SQLite does, and missing directories 0700, whatever the umask."""
     for directory in reversed([parent for parent in path.parents if not parent.exists()]):
         directory.mkdir(mode=0o700, exist_ok=True)
-        directory.chmod(0o700)
+        if os.geteuid() == 0:
+            _make_private(directory, os.O_DIRECTORY | os.O_NOFOLLOW, mode=0o700)
+        else:
+            directory.chmod(0o700)  # before that, a umask may keep us from opening it
     if path.exists():
         if not path.is_file():
             raise OSError(errno.EISDIR, "it is not a regular file")
         return
+    for directory in path.parents:  # once in its life: any of them may have been made just now
+        _sync_names(directory)
+    with contextlib.suppress(FileExistsError):  # another process was quicker
+        _make_private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode=0o600)
+
+
+def _sync_names(directory: Path) -> None:
+    """Let the names in a directory survive a power loss, where the file system can.
+
+    SQLite sees to those beside the database, and to none above them.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _make_private(path: Path, flags: int, *, mode: int) -> None:
+    """Open what is made here, and give it its mode and its owner.
+
+    By its descriptor: whoever may write the directory could put a link in its place meanwhile.
+    """
+    descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        return  # another process was quicker
-    os.fchmod(descriptor, 0o600)
-    os.close(descriptor)
+        os.fchmod(descriptor, mode)
+        _give_to_owner_of(path.parent, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _give_to_owner_of(directory: Path, descriptor: int) -> None:
+    """Let what root makes in somebody's directory belong to them, as to a service's account.
+
+    A service that starts later could not open a state of root's. SQLite itself gives what it
+    makes beside a file to that file's owner.
+    """
+    there = directory.stat()
+    is_everybodys = there.st_mode & stat.S_IWOTH  # as /tmp is: its owner says nothing
+    if os.geteuid() != 0 or there.st_uid == 0 or is_everybodys:
+        return
+    with contextlib.suppress(PermissionError):  # root of a container may be refused it
+        os.fchown(descriptor, there.st_uid, there.st_gid)
 
 
 def look_over(
@@ -230,8 +272,13 @@ def _migrated(engine: Engine, location: str) -> Engine:
     try:
         if engine.dialect.name == "sqlite":
             _use_wal(engine)
-        with engine.begin() as connection:
-            bring_up_to_date(connection, location)
+        # Mostly there is nothing to do, and a look waits for nobody who writes.
+        reader = engine.execution_options(state_reads_only=True)
+        with reader.begin() as connection:
+            found = found_version(connection, location)
+        if found < LATEST_VERSION:
+            with engine.begin() as connection:
+                bring_up_to_date(connection, location)
     except (SQLAlchemyError, ValueError) as error:  # ValueError: a URL that no driver can send
         engine.dispose()
         raise fault(error, location) from error

@@ -15,9 +15,13 @@ __all__ = [
     "File",
     "FileProgress",
     "Lease",
+    "Notice",
     "Phase",
+    "Polled",
     "Segment",
+    "ServiceRecord",
     "Task",
+    "Wanted",
 ]
 
 
@@ -27,13 +31,16 @@ class Phase(enum.StrEnum):
     WAITING = "waiting"  # the platform has not finished the task yet
     TRANSFERRING = "transferring"
     VERIFYING = "verifying"
+    RETRYING = "retrying"  # an attempt has failed; the service makes another one later
+    PAUSED = "paused"  # there is no room on the disk; the service goes on once there is
     PUBLISHED = "published"
     FAILED = "failed"  # ended with an error; a new fetch tries again
+    CANCELLED = "cancelled"  # somebody did not want it any more; what was received is kept
 
     @property
     def is_final(self) -> bool:
         """Tell whether nothing more happens until somebody asks for it."""
-        return self in (Phase.PUBLISHED, Phase.FAILED)
+        return self in (Phase.PUBLISHED, Phase.FAILED, Phase.CANCELLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +60,62 @@ class Task:
     exit_code: int | None = None
     acquired_by: str | None = None
     acquired_until: datetime | None = None
+    watched_since: datetime | None = None  # by the service; None: only fetches know of it
+    due_at: datetime | None = None  # when the service looks at it next; None: it does not
+    asked_at: datetime | None = None  # when the platform was last asked by the service
+    tries: int = 0  # of the service, that have failed in a row
+    ready_after_seconds: float | None = None  # from `watched_since` until it was SUCCESS
+
+    @property
+    def is_watched(self) -> bool:
+        """Tell whether the service will look at it again by itself."""
+        return self.due_at is not None
+
+
+class Wanted(enum.StrEnum):
+    """What asking for a task to be watched, or not to be, has brought about."""
+
+    ADDED = "added"  # it is watched from now on
+    WATCHED = "watched"  # it was already, and nothing was changed
+    PUBLISHED = "published"  # its result is there, so there is nothing to watch
+    AT_WORK = "at work"  # somebody works on it right now, and nothing was changed
+    CANCELLED = "cancelled"  # nobody works on it any more, or will within seconds
+    ENDED = "ended"  # it had ended before, and nothing was changed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Polled:
+    """What a poll of a watched task has brought: the platform's word, and when to ask again."""
+
+    task: int  # Task.id
+    status: str | None  # None: there was no answer
+    due_at: datetime
+    message: str | None = None  # why there was none
+    tries: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """The end of a task that is to be announced; it goes from the state once it was."""
+
+    id: int
+    task: int  # Task.id
+    event: str  # complete or failure
+    key: str  # the same for every attempt
+    attempts: int  # that were made
+    delivered: tuple[str, ...]  # ways that have worked, and are not tried again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceRecord:
+    """A service that works, or has worked, with this state."""
+
+    owner: str
+    started_at: datetime
+    seen_at: datetime
+    stopped_at: datetime | None = None
+    dest: str  # where results go that were added without a destination
+    condition: str | None = None  # what keeps it from working, for people
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +149,7 @@ class Checkpoint:
     etag: str | None
     size: int
     segments: tuple[Segment, ...] = ()
+    crc64: str | None = None  # of the whole object, as the store has told it
 
     @property
     def safe_bytes(self) -> int:

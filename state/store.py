@@ -1,14 +1,14 @@
 """The StateStore: one short method, and one short transaction, per question or event.
 
-All SQL of the program is here. It is written for SQLite and PostgreSQL alike; what differs
-between them is in `state.engine`.
+All SQL of the program is here, and in the parts of the store: `state.agenda`, `state.notices` and
+`state.services`. It is written for SQLite and PostgreSQL alike; what differs between them is in
+`state.engine`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from itertools import groupby, islice
 from operator import attrgetter
@@ -23,6 +23,7 @@ from sqlalchemy import (
     UpdateBase,
     and_,
     bindparam,
+    case,
     func,
     or_,
     select,
@@ -30,9 +31,11 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from state import schema
+from state.agenda import Agenda
 from state.checkpoints import difference, is_sound
 from state.errors import RecordMissing
 from state.lease import is_dead
+from state.notices import Notices
 from state.records import (
     Checkpoint,
     Event,
@@ -43,12 +46,13 @@ from state.records import (
     Segment,
     Task,
 )
-from state.redaction import guarded, guarded_text, refuse_secrets
+from state.redaction import guarded_text, refuse_secrets
+from state.services import Services
+from state.task_rows import event_row, insert_task, select_tasks, sliced
 from state.transactions import Database
 
 __all__ = ["PlannedObject", "StateStore", "utc_now"]
 
-TASK_COLUMNS = [schema.tasks.c[field.name] for field in fields(Task)]
 SLICE = 1000  # rows that are handed to the database at once
 
 Identity = tuple[str, str, str]  # of a file: its name, its bucket and its key
@@ -58,7 +62,12 @@ _DELETE_FILE = schema.files.delete().where(schema.files.c.id == bindparam("numbe
 _UPDATE_FILE = (
     schema.files.update()
     .where(schema.files.c.id == bindparam("number"))
-    .values(etag=bindparam("tag"), size=bindparam("bytes"), checkpoint_at=bindparam("now"))
+    .values(
+        etag=bindparam("tag"),
+        size=bindparam("bytes"),
+        crc64=bindparam("sum"),
+        checkpoint_at=bindparam("now"),
+    )
 )
 _TOUCH_FILE = (
     schema.files.update()
@@ -68,7 +77,7 @@ _TOUCH_FILE = (
         schema.files.c.size == bindparam("bytes"),
         schema.files.c.checkpoint_at.is_not(None),
     )
-    .values(checkpoint_at=bindparam("now"))
+    .values(crc64=bindparam("sum"), checkpoint_at=bindparam("now"))
 )
 _IS_SEGMENT = and_(
     schema.segments.c.file == bindparam("number"), schema.segments.c.start == bindparam("at")
@@ -119,6 +128,9 @@ class StateStore:
     def __init__(self, database: Database, *, clock: Callable[[], datetime]) -> None:
         self._database = database
         self._clock = clock
+        self.agenda = Agenda(database, clock=clock)
+        self.notices = Notices(database, clock=clock)
+        self.services = Services(database, clock=clock)
 
     @classmethod
     def open(
@@ -134,6 +146,10 @@ class StateStore:
     def location(self) -> str:
         """The state's name for people: its path, or its URL without user and password."""
         return self._database.location
+
+    def tidy(self) -> None:
+        """Let the database tidy itself: its statistics, and what it has written ahead."""
+        self._database.tidy()
 
     def close(self) -> None:
         """Close every connection; what was written is on disk already."""
@@ -157,23 +173,12 @@ class StateStore:
         with self._database.writing() as connection:
             try:
                 with connection.begin_nested():
-                    found = _select_tasks(connection, task_id=task_id, dest=dest)
-                    return found[0] if found else self._insert_task(connection, task_id, dest)
+                    found = select_tasks(connection, task_id=task_id, dest=dest)
+                    if found:
+                        return found[0]
+                    return insert_task(connection, task_id, dest, now=self._clock())
             except IntegrityError:  # another process was quicker (PostgreSQL)
-                return _select_tasks(connection, task_id=task_id, dest=dest)[0]
-
-    def _insert_task(self, connection: Connection, task_id: str, dest: str) -> Task:
-        now = self._clock()
-        values = {
-            "task_id": task_id,
-            "dest": dest,
-            "phase": Phase.WAITING,
-            "polls": 0,
-            "created_at": now,
-            "updated_at": now,
-        }
-        connection.execute(schema.tasks.insert().values(values))
-        return _select_tasks(connection, task_id=task_id, dest=dest)[0]
+                return select_tasks(connection, task_id=task_id, dest=dest)[0]
 
     def find_tasks(
         self,
@@ -181,15 +186,18 @@ class StateStore:
         dest: str | None = None,
         phase: Phase | None = None,
         limit: int | None = None,
+        *,
+        newest: bool = False,
     ) -> list[Task]:
-        """Return the tasks that fit everything given, the oldest first."""
+        """Return the tasks that fit everything given, the oldest first, or the newest."""
+        wanted = {"task_id": task_id, "dest": dest, "phase": phase}
         with self._database.reading() as connection:
-            return _select_tasks(connection, limit=limit, task_id=task_id, dest=dest, phase=phase)
+            return select_tasks(connection, limit=limit, newest=newest, **wanted)
 
     def get_task(self, task: int) -> Task:
         """Return one task; RecordMissing if it was forgotten."""
         with self._database.reading() as connection:
-            found = _select_tasks(connection, id=task)
+            found = select_tasks(connection, id=task)
         if not found:
             raise self._missing("task", task)
         return found[0]
@@ -206,13 +214,16 @@ class StateStore:
         *,
         message: str | None = None,
         exit_code: int | None = None,
+        told: tuple[str, str, Mapping[str, object]] | None = None,
     ) -> None:
         """Enter a phase; message and exit code of the phase before are gone with it.
 
-        `published_at` is the time for PUBLISHED, and None for every other phase.
+        `published_at` is the time for PUBLISHED, and None for every other phase. `told` is the
+        kind, the text and the facts of the line that the history gets with it.
         """
         self._update_task(
             task,
+            told=told,
             phase=phase,
             message=None if message is None else guarded_text(message),
             exit_code=exit_code,
@@ -224,12 +235,22 @@ class StateStore:
         with self._database.writing() as connection:
             connection.execute(schema.tasks.delete().where(schema.tasks.c.id == task))
 
-    def _update_task(self, task: int, **values: object) -> None:
-        table = schema.tasks
-        change = table.update().where(table.c.id == task).values(updated_at=self._clock(), **values)
+    def _update_task(
+        self,
+        task: int,
+        *,
+        told: tuple[str, str, Mapping[str, object]] | None = None,
+        **values: object,
+    ) -> None:
+        table, now = schema.tasks, self._clock()
+        change = table.update().where(table.c.id == task).values(updated_at=now, **values)
         with self._database.writing() as connection:
             if connection.execute(change).rowcount != 1:
                 raise self._missing("task", task)
+            if told is not None:
+                kind, message, facts = told
+                row = event_row(task, kind, message, dict(facts), now=now)
+                connection.execute(schema.events.insert().values(row))
 
     # Leases
 
@@ -262,8 +283,15 @@ class StateStore:
         return self._change_lease(task, owner, acquired_by=owner, acquired_until=until)
 
     def release(self, task: int, owner: str) -> None:
-        """Give the task back; a lease that is somebody else's by now stays."""
-        self._change_lease(task, owner, acquired_by=None, acquired_until=None)
+        """Give the task back; a lease that is somebody else's by now stays.
+
+        If a service watches it, it may look at once what has become of it.
+        """
+        tasks = schema.tasks.c
+        due_at = case(
+            (tasks.due_at.is_not(None), bindparam("now", self._clock(), tasks.due_at.type))
+        )
+        self._change_lease(task, owner, acquired_by=None, acquired_until=None, due_at=due_at)
 
     def _change_lease(self, task: int, owner: str, **values: object) -> bool:
         tasks = schema.tasks.c
@@ -385,36 +413,36 @@ class StateStore:
 
     def progress(self, task: int) -> list[FileProgress]:
         """Return how much of each file is safely on disk, as last saved."""
+        return self.progress_of([task])[task]
+
+    def progress_of(self, tasks: Sequence[int]) -> dict[int, list[FileProgress]]:
+        """Return how much of each file of many tasks is safely on disk, by the tasks' numbers."""
         files, segments = schema.files.c, schema.segments.c
         safe = func.coalesce(func.sum(segments.watermark), 0).label("safe_bytes")
         question = (
-            select(files.name, files.size, safe)
+            select(files.task, files.name, files.size, safe)
             .select_from(schema.files.outerjoin(schema.segments))
-            .where(files.task == task)
-            .group_by(files.id, files.name, files.size)
+            .group_by(files.id, files.task, files.name, files.size)
             .order_by(files.id)
         )
+        found: dict[int, list[FileProgress]] = {task: [] for task in tasks}
         with self._database.reading() as connection:
-            # PostgreSQL sums whole numbers to a Decimal.
-            return [
-                FileProgress(name=row.name, size=row.size, safe_bytes=int(row.safe_bytes))
-                for row in connection.execute(question)
-            ]
+            for some in sliced(tasks):
+                for row in connection.execute(question.where(files.task.in_(some))):
+                    # PostgreSQL sums whole numbers to a Decimal.
+                    safe_bytes = int(row.safe_bytes)
+                    progress = FileProgress(name=row.name, size=row.size, safe_bytes=safe_bytes)
+                    found[row.task].append(progress)
+        return found
 
     # Events
 
     def add_event(self, task: int, kind: str, message: str, **facts: object) -> None:
         """Add a line to the task's history; `facts` must be JSON."""
-        values = {
-            "task": task,
-            "at": self._clock(),
-            "kind": kind,
-            "message": guarded_text(message),
-            "facts": json.dumps(guarded(facts), allow_nan=False),
-        }
+        row = event_row(task, kind, message, facts, now=self._clock())
         with self._database.writing() as connection:
             self._require_task(connection, task)
-            connection.execute(schema.events.insert().values(values))
+            connection.execute(schema.events.insert().values(row))
 
     def list_events(self, task: int, limit: int | None = None) -> list[Event]:
         """Return the task's history, or its last `limit` lines, the oldest first."""
@@ -430,6 +458,22 @@ class StateStore:
             newest_first = [Event(**{**row, "facts": json.loads(row["facts"])}) for row in rows]
         return newest_first[::-1]
 
+    def histories_of(self, tasks: Sequence[int]) -> dict[int, list[Event]]:
+        """Return the histories of many tasks, by the tasks' numbers, the oldest lines first."""
+        events = schema.events.c
+        question = select(
+            events.task, events.at, events.kind, events.message, events.facts
+        ).order_by(events.id)
+        found: dict[int, list[Event]] = {task: [] for task in tasks}
+        with self._database.reading() as connection:
+            for some in sliced(tasks):
+                for task, at, kind, message, facts in connection.execute(
+                    question.where(events.task.in_(some))
+                ):
+                    event = Event(at=at, kind=kind, message=message, facts=json.loads(facts))
+                    found[task].append(event)
+        return found
+
     def _require_task(self, connection: Connection, task: int) -> None:
         # Locked until the end of the transaction, so that nobody removes it under our rows.
         question = select(schema.tasks.c.id).where(schema.tasks.c.id == task).with_for_update()
@@ -441,16 +485,6 @@ class StateStore:
             f"The {noun} number {number} is not in the state {self.location} any more: "
             "somebody removed it; add the task again if it is still wanted"
         )
-
-
-def _select_tasks(
-    connection: Connection, *, limit: int | None = None, **wanted: object
-) -> list[Task]:
-    question = select(*TASK_COLUMNS).order_by(schema.tasks.c.id).limit(limit)
-    for name, value in wanted.items():
-        if value is not None:
-            question = question.where(schema.tasks.c[name] == value)
-    return [Task(**row) for row in connection.execute(question).mappings()]
 
 
 def _identity(file: PlannedObject | File) -> Identity:
@@ -508,7 +542,15 @@ def _checkpoints(connection: Connection, wanted: ColumnElement[bool]) -> dict[in
     files, segments = schema.files.c, schema.segments.c
     # One question, so that both halves are of the same moment.
     question = (
-        select(files.id, files.etag, files.size, segments.start, segments.stop, segments.watermark)
+        select(
+            files.id,
+            files.etag,
+            files.size,
+            files.crc64,
+            segments.start,
+            segments.stop,
+            segments.watermark,
+        )
         .select_from(schema.files.outerjoin(schema.segments))
         .where(wanted, files.checkpoint_at.is_not(None))
         .order_by(files.id, segments.start)
@@ -522,13 +564,13 @@ def _checkpoints(connection: Connection, wanted: ColumnElement[bool]) -> dict[in
 
 
 def _checkpoint(rows: Sequence[Row[*tuple[Any, ...]]]) -> Checkpoint:
-    _, etag, size, *_ = rows[0]
+    _, etag, size, crc64, *_ = rows[0]
     segments = tuple(
         Segment(start=start, stop=stop, watermark=watermark)
-        for _, _, _, start, stop, watermark in rows
+        for _, _, _, _, start, stop, watermark in rows
         if start is not None
     )
-    return Checkpoint(etag=etag, size=size, segments=segments)
+    return Checkpoint(etag=etag, size=size, segments=segments, crc64=crc64)
 
 
 def _insist_on_sense(checkpoint: Checkpoint) -> None:
@@ -538,9 +580,15 @@ def _insist_on_sense(checkpoint: Checkpoint) -> None:
 
 def _file_row(file_id: int, checkpoint: Checkpoint | None, now: datetime) -> dict[str, object]:
     if checkpoint is None:
-        return {"number": file_id, "tag": None, "bytes": None, "now": None}
+        return {"number": file_id, "tag": None, "bytes": None, "sum": None, "now": None}
     etag = None if checkpoint.etag is None else guarded_text(checkpoint.etag)
-    return {"number": file_id, "tag": etag, "bytes": checkpoint.size, "now": now}
+    return {
+        "number": file_id,
+        "tag": etag,
+        "bytes": checkpoint.size,
+        "sum": checkpoint.crc64,
+        "now": now,
+    }
 
 
 def _segments_of(checkpoint: Checkpoint | None) -> tuple[Segment, ...]:

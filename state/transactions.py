@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,11 +46,27 @@ class Database:
         with self._told_in_a_sentence(), self._reader.begin() as connection:
             yield connection
 
+    def tidy(self) -> None:
+        """Let the database tidy itself; a server does so by its own rules."""
+        if self._writer.dialect.name != "sqlite":
+            return
+        with self._told_in_a_sentence():
+            raw = self._writer.raw_connection()
+            try:
+                cursor = raw.cursor()
+                # None may be inside a transaction; a reader that is busy is not waited for. Whole
+                # indexes are not counted: for as long as that took, nobody else could write.
+                for pragma in ("analysis_limit=400", "optimize", "wal_checkpoint(PASSIVE)"):
+                    cursor.execute(f"PRAGMA {pragma}").fetchall()
+                cursor.close()
+            finally:
+                raw.close()
+
     @contextmanager
     def _told_in_a_sentence(self) -> Iterator[None]:
         try:
             yield
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, sqlite3.Error) as error:  # the latter where we ask it ourselves
             raise fault(error, self.location) from error
         except (ValueError, TypeError) as error:
             # A phase, a time or a JSON text in the rows that this program did not write, or a

@@ -45,6 +45,11 @@ class AsyncStore:
             raise
         return cls(store, executor=executor)
 
+    @property
+    def location(self) -> str:
+        """The state's name for people."""
+        return self._store.location
+
     async def call(
         self, method: Callable[Concatenate[StateStore, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:

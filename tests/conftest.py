@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
+from state import StateStore, schema
+
 PR_SET_PDEATHSIG = 1  # prctl(2)
 NOBODY = 65534  # a number needs no account
 
@@ -192,12 +194,40 @@ def _wait_until_ready(server):
 @pytest.fixture
 def postgresql_url(postgresql_server):
     """Give the URL of a schema of its own, which is dropped at the end."""
+    with _schema(postgresql_server) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def _postgresql_state(postgresql_server):
+    """Make one state for all tests that only want an empty one: its tables take a while."""
+    with _schema(postgresql_server) as url:
+        with StateStore.open(url):
+            pass
+        yield url
+
+
+@pytest.fixture
+def empty_postgresql_state(_postgresql_state):
+    """Give the URL of a state on a server, up to date and empty."""
+    engine = create_engine(_postgresql_state)
+    names = ", ".join(table for table in schema.metadata.tables if table != "meta")
+    try:
+        with engine.begin() as connection:
+            connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY CASCADE"))
+    finally:
+        engine.dispose()
+    return _postgresql_state
+
+
+@contextlib.contextmanager
+def _schema(server):
     name = f"bge_test_{secrets.token_hex(4)}"
-    engine = create_engine(postgresql_server)
+    engine = create_engine(server)
     try:
         with engine.begin() as connection:
             connection.execute(text(f"CREATE SCHEMA {name}"))
-        url = make_url(postgresql_server).update_query_dict({"options": f"-csearch_path={name}"})
+        url = make_url(server).update_query_dict({"options": f"-csearch_path={name}"})
         yield url.render_as_string(hide_password=False)
         with engine.begin() as connection:
             connection.execute(text(f"DROP SCHEMA {name} CASCADE"))

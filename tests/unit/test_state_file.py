@@ -20,11 +20,14 @@ from state import (
     StateStore,
     StateTooNew,
     StateUnreadable,
+    Wanted,
+    current_owner,
     engine,
     look_at,
     schema,
 )
 
+NOBODY = 65534  # a number needs no account
 START = datetime(2024, 2, 29, 12, 0, 0, 123456, tzinfo=UTC)
 MIB = 1024 * 1024
 LEFT_AS_IT_IS = "left as it is"
@@ -358,10 +361,10 @@ OLD_ROWS = (
 )
 
 
-def make_version_1(where):
-    """Make a state as the first version did, with a task of it under way."""
+def make_version(where, version):
+    """Make a state as an older version did, with a task of it under way."""
     with closing_engine(where) as old, old.begin() as connection:
-        schema.bring_up_to_date(connection, "old", latest=1)
+        schema.bring_up_to_date(connection, "old", latest=version)
         is_sqlite = old.dialect.name == "sqlite"
         time = "'2024-02-29 12:00:00.123456'" + (
             "" if is_sqlite else "::timestamp at time zone 'UTC'"
@@ -370,30 +373,66 @@ def make_version_1(where):
             connection.exec_driver_sql(statement.format(time=time))
 
 
-def test_a_state_of_the_first_version_comes_up_to_date_with_its_data(where):
-    make_version_1(where)
+OLDER_VERSIONS = range(1, schema.LATEST_VERSION)
+
+
+@pytest.mark.parametrize("version", OLDER_VERSIONS)
+def test_a_state_of_an_older_version_comes_up_to_date_with_its_data(where, version):
+    make_version(where, version)
     for _ in range(2):
         with StateStore.open(where) as store:
-            [task] = store.find_tasks()
-            assert (task.task_id, task.phase, task.polls) == ("old", Phase.TRANSFERRING, 7)
-            assert task.created_at == START
-            [file] = store.list_files(task.id)
-            assert store.load_checkpoint(file.id) == Checkpoint(
-                etag='"E"',
-                size=10,
-                segments=(
-                    Segment(start=0, stop=6, watermark=6),
-                    Segment(start=6, stop=10, watermark=1),
-                ),
-            )
-            [event] = store.list_events(task.id)
-            assert (event.at, event.facts) == (START, {"polls": 7})
+            expect_old_rows(store)
     with closing_engine(where) as opened, opened.connect() as connection:
         assert schema.found_version(connection, "it") == schema.LATEST_VERSION
 
 
-def test_a_look_brings_no_state_up_to_date(where):
-    make_version_1(where)
+def expect_old_rows(store):
+    [task] = store.find_tasks()
+    assert (task.task_id, task.phase, task.polls) == ("old", Phase.TRANSFERRING, 7)
+    assert task.created_at == START
+    [file] = store.list_files(task.id)
+    assert store.load_checkpoint(file.id) == Checkpoint(
+        etag='"E"',
+        size=10,
+        segments=(
+            Segment(start=0, stop=6, watermark=6),
+            Segment(start=6, stop=10, watermark=1),
+        ),
+    )
+    [event] = store.list_events(task.id)
+    assert (event.at, event.facts) == (START, {"polls": 7})
+
+
+@pytest.mark.parametrize("version", OLDER_VERSIONS)
+def test_a_task_of_an_older_version_is_nobodys_until_it_is_watched(where, version):
+    """Only fetches knew of it; a service that begins by itself would surprise."""
+    make_version(where, version)
+    owner = current_owner()
+    with StateStore.open(where) as store:
+        [task] = store.find_tasks()
+        assert not task.is_watched
+        assert (task.watched_since, task.asked_at, task.ready_after_seconds) == (None, None, None)
+        assert task.tries == 0
+        assert store.agenda.take_due(owner, 9, lease_seconds=60) == []
+        assert store.agenda.watch(["old"], "/data")[0][1] is Wanted.ADDED
+        assert [one.id for one in store.agenda.take_due(owner, 9, lease_seconds=60)] == [task.id]
+        assert store.list_files(task.id)
+
+
+@pytest.mark.parametrize("version", OLDER_VERSIONS)
+def test_two_programs_that_bring_a_state_up_to_date_at_once_both_succeed(
+    where, version, start_python
+):
+    make_version(where, version)
+    open_together(start_python, where)
+    with StateStore.open(where) as store:
+        assert [task.polls for task in store.find_tasks()] == [7] + [2] * 20
+        assert [event.kind for event in store.list_events(1)] == ["started"]
+
+
+@pytest.mark.parametrize("version", OLDER_VERSIONS)
+def test_a_look_brings_no_state_up_to_date(where, version):
+    make_version(where, version)
     before = described(where)
     assert look_at(where)[1] == 1
     assert described(where) == before
@@ -449,10 +488,11 @@ def is_nullable(seen, table, column):
     return column["nullable"] and not is_key
 
 
-@pytest.mark.parametrize("begin", [lambda where: None, make_version_1])
-def test_the_migrations_end_where_the_tables_are_described(where, begin, request, tmp_path):
+@pytest.mark.parametrize("version", [None, *OLDER_VERSIONS])
+def test_the_migrations_end_where_the_tables_are_described(where, version, tmp_path):
     """The queries are written for the described tables; the files have the migrated ones."""
-    begin(where)
+    if version is not None:
+        make_version(where, version)
     open_and_close(where)
     migrated = described(where)
 
@@ -465,16 +505,19 @@ def test_the_migrations_end_where_the_tables_are_described(where, begin, request
     assert set(migrated) == set(schema.metadata.tables)
 
 
-def test_a_migration_that_fails_changes_nothing(path, monkeypatch):
-    make_version_1(path)
-    broken = (*schema._VERSION_2, "CREATE NONSENSE")
+@pytest.mark.parametrize("version", OLDER_VERSIONS)
+def test_a_migration_that_fails_changes_nothing(where, version, monkeypatch):
+    make_version(where, version)
+    before = described(where)
+    broken = [*schema._MIGRATIONS]
+    broken[-1] = (*broken[-1], "CREATE NONSENSE")
     with monkeypatch.context() as patched:
-        patched.setattr(schema, "_MIGRATIONS", (schema._VERSION_1, broken))
+        patched.setattr(schema, "_MIGRATIONS", tuple(broken))
         with pytest.raises(StateUnreadable, match="NONSENSE"):
-            open_and_close(path)
-    with closing_engine(path) as opened, opened.connect() as connection:
-        assert schema.found_version(connection, "it") == 1
-        assert inspect(connection).get_indexes("events") == []
+            open_and_close(where)
+    assert described(where) == before
+    with closing_engine(where) as opened, opened.connect() as connection:
+        assert schema.found_version(connection, "it") == version
 
 
 # Who may read it
@@ -551,6 +594,67 @@ def test_a_file_that_cannot_be_written_is_told_at_once(open_directory, as_nobody
         open_and_close(path)
 
 
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+
+
+@pytest.fixture
+def nobodys(open_directory):
+    """Give a directory that belongs to an account, as a service's does."""
+    os.chown(open_directory, NOBODY, NOBODY)
+    open_directory.chmod(0o755)
+    return open_directory
+
+
+def belongings(directory):
+    return {each.name: each.stat().st_uid for each in directory.rglob("*")}
+
+
+@only_root
+@pytest.mark.parametrize("place", ["state.db", "new/deep/state.db"])
+def test_what_root_makes_in_the_directory_of_a_service_belongs_to_the_service(
+    nobodys, as_nobody, place
+):
+    """`sudo bge-downloader add` may come before the service has ever run."""
+    path = nobodys / place
+    with StateStore.open(path) as store:
+        store.ensure_task("roots", "/data")
+        assert {f"state.db{suffix}" for suffix in ("", "-wal", "-shm")} <= {*belongings(nobodys)}
+        assert {*belongings(nobodys).values()} == {NOBODY}
+        with as_nobody(), StateStore.open(path) as other:
+            other.ensure_task("services", "/data")
+    with as_nobody(), StateStore.open(path) as store:
+        assert [task.task_id for task in store.find_tasks()] == ["roots", "services"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@only_root
+def test_root_leaves_the_companions_of_a_services_state_to_the_service(nobodys, as_nobody):
+    path = nobodys / "state.db"
+    with as_nobody():
+        make_state(path)
+    with StateStore.open(path) as store:
+        store.ensure_task("roots", "/data")
+        assert belongings(nobodys) == dict.fromkeys(
+            ["state.db", "state.db-wal", "state.db-shm"], NOBODY
+        )
+
+
+@only_root
+def test_in_a_directory_of_everybodys_what_root_makes_is_roots(nobodys):
+    """Whoever owns `/tmp` has no part in what lies there."""
+    nobodys.chmod(0o1777)
+    make_state(nobodys / "state.db")
+    make_state(nobodys / "new" / "state.db")
+    assert {*belongings(nobodys).values()} == {0}
+
+
+@only_root
+def test_a_state_of_roots_that_was_there_stays_roots(nobodys):
+    (nobodys / "state.db").touch(0o600)
+    make_state(nobodys / "state.db")
+    assert belongings(nobodys) == {"state.db": 0}
+
+
 # Other processes
 
 
@@ -567,13 +671,18 @@ with StateStore.open(sys.argv[1]) as store:
 """
 
 
-def test_two_processes_that_make_a_new_state_at_once_both_succeed(where, start_python):
+def open_together(start_python, where):
+    """Let two processes open a state in the same moment, and work with it."""
     openers = [start_python(OPENER, where) for _ in range(2)]
     assert [opener.stdout.readline() for opener in openers] == ["ready\n"] * 2
     for opener in openers:
         opener.stdin.write("\n")
         opener.stdin.flush()
     assert [opener.wait(timeout=30) for opener in openers] == [0, 0]
+
+
+def test_two_processes_that_make_a_new_state_at_once_both_succeed(where, start_python):
+    open_together(start_python, where)
     with StateStore.open(where) as store:
         assert [task.polls for task in store.find_tasks()] == [2] * 20
 
@@ -696,6 +805,28 @@ def test_a_table_that_somebody_dropped_is_a_sentence_and_no_traceback(path):
             connection.commit()
         with pytest.raises(StateError, match="no such table"):
             store.add_event(1, "note", "late")
+
+
+def test_tidying_writes_back_what_is_in_the_log_and_changes_nothing_else(path):
+    with StateStore.open(path) as store:
+        store.ensure_task("t", "/data")
+        store.tidy()
+        assert b"/data" in path.read_bytes()
+        assert [task.task_id for task in store.find_tasks()] == ["t"]
+
+
+def test_a_server_tidies_itself(postgresql_url):
+    with StateStore.open(postgresql_url) as store:
+        store.tidy()
+
+
+def test_tidying_a_state_that_was_overwritten_is_a_sentence_and_no_traceback(path):
+    make_state(path)
+    with StateStore.open(path) as store:
+        path.write_bytes(b"no database any more" * 500)
+        with pytest.raises(StateUnreadable) as caught:
+            store.tidy()
+    assert str(path) in str(caught.value)
 
 
 # Plans of any size

@@ -53,7 +53,7 @@ def store(request, tmp_path, clock):
     if request.param == "sqlite":
         where = tmp_path / "state.db"
     else:
-        where = request.getfixturevalue("postgresql_url")
+        where = request.getfixturevalue("empty_postgresql_state")
     with StateStore.open(where, clock=clock) as opened:
         yield opened
 
