@@ -2,6 +2,7 @@
 
 from downloader.api.client import AsyncPrivateAPI, PrivateAPI
 from downloader.api.model import Model
+from downloader.api.turns import Turns
 from downloader.errors import BusinessError
 
-__all__ = ["AsyncPrivateAPI", "BusinessError", "Model", "PrivateAPI"]
+__all__ = ["AsyncPrivateAPI", "BusinessError", "Model", "PrivateAPI", "Turns"]

@@ -19,6 +19,7 @@ from downloader.api.background import BackgroundLoop
 from downloader.api.endpoints import Call, Condition
 from downloader.api.model import Model
 from downloader.api.transport import DEFAULT_ENDPOINT, Options, Transport, logger
+from downloader.api.turns import Turns
 
 __all__ = ["AsyncPrivateAPI", "PrivateAPI"]
 
@@ -88,7 +89,8 @@ class AsyncPrivateAPI(_Calls[Coroutine[Any, Any, Model]]):
     """The platform for async code; every call is a coroutine. Belongs to one event loop.
 
     Passing faults are tried again `max_retries` times; `timeout` is in seconds, for each attempt.
-    A `session` that is handed in stays the caller's to close.
+    A `session` that is handed in stays the caller's to close. Each attempt waits for one of the
+    `turns`, which clients may share; that is not part of its `timeout`.
     """
 
     def __init__(  # noqa: PLR0917 - the vendor's signature
@@ -102,6 +104,7 @@ class AsyncPrivateAPI(_Calls[Coroutine[Any, Any, Model]]):
         *,
         session: aiohttp.ClientSession | None = None,
         retry_max_delay: float = 60.0,
+        turns: Turns | None = None,
     ) -> None:
         options = Options(
             app_key=app_key,
@@ -112,7 +115,7 @@ class AsyncPrivateAPI(_Calls[Coroutine[Any, Any, Model]]):
             verbose=verbose,
             retry_max_delay=retry_max_delay,
         )
-        self._transport = Transport(options, session)
+        self._transport = Transport(options, session, turns=turns)
         if verbose:
             _make_log_visible()
 

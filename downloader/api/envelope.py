@@ -16,6 +16,12 @@ from downloader.retry import retry_after_seconds
 __all__ = ["Reply", "parse_reply", "speaks_of_expired_timestamp"]
 
 MAX_MSG_LENGTH = 1000
+MAX_CODE_LENGTH = 100
+# What Python makes of a reply may take a hundred times the memory of its text: 16 MiB of `[],` took
+# over 1 GiB, and held everybody up for seconds. No answer comes near to these numbers, though the
+# signs in its texts are counted too.
+MAX_CONTAINERS = 200_000
+MAX_VALUES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +48,7 @@ def parse_reply(reply: Reply) -> Model:
         PlatformError: anything else that will not pass by itself.
     """
     _refuse_faults(reply)
+    _refuse_bombs(reply.body)
     try:
         content = json.loads(reply.body)
         document = Model(content) if isinstance(content, dict) else None
@@ -50,7 +57,7 @@ def parse_reply(reply: Reply) -> Model:
     if document is None:
         raise _not_json(reply)
     if "code" in document and document["code"] not in (0, "0"):
-        raise BusinessError(document["code"], _msg(document), document.get("data"))
+        raise BusinessError(_code(document), _msg(document), document.get("data"))
     if reply.status >= HTTPStatus.BAD_REQUEST:
         raise _permanent(reply)
     return _data(document) if "code" in document else document
@@ -81,6 +88,16 @@ def _refuse_faults(reply: Reply) -> None:
         )
 
 
+def _refuse_bombs(body: bytes) -> None:
+    """Raise before a text is read that would fill the memory, though it is short."""
+    containers = body.count(b"{") + body.count(b"[")
+    if containers > MAX_CONTAINERS or body.count(b",") > MAX_VALUES:
+        raise PlatformError(
+            f"The platform's reply has over {MAX_CONTAINERS:,} objects or {MAX_VALUES:,} values, "
+            "which no answer has; ask for fewer items at a time (limit, page)"
+        )
+
+
 def _not_json(reply: Reply) -> PlatformError:
     """Say that the body is no JSON object: a passing fault, unless the status is a 4xx."""
     if reply.status >= HTTPStatus.BAD_REQUEST:
@@ -98,6 +115,14 @@ def _permanent(reply: Reply) -> PlatformError:
         f"The platform answered HTTP {reply.status} without saying why in JSON; "
         "check that `endpoint` is the platform's address"
     )
+
+
+def _code(document: Model) -> object:
+    """Return the platform's code: a number as it is, anything else as a line safe to print."""
+    code = document["code"]
+    if isinstance(code, int) and abs(code) < 10**MAX_CODE_LENGTH:
+        return code
+    return one_line(str(code), MAX_CODE_LENGTH)
 
 
 def _msg(document: Model) -> str:

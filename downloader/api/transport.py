@@ -17,6 +17,7 @@ from downloader.api.endpoints import Call
 from downloader.api.envelope import Reply, parse_reply, speaks_of_expired_timestamp
 from downloader.api.model import Model
 from downloader.api.signing import sign
+from downloader.api.turns import Turns
 from downloader.errors import (
     BusinessError,
     InvalidSettings,
@@ -70,11 +71,18 @@ class Options:
 class Transport:
     """Sends calls over one HTTP session, which it opens when first needed."""
 
-    def __init__(self, options: Options, session: aiohttp.ClientSession | None = None) -> None:
+    def __init__(
+        self,
+        options: Options,
+        session: aiohttp.ClientSession | None = None,
+        *,
+        turns: Turns | None = None,
+    ) -> None:
         self.options = options
         self.clock = PlatformClock()
         self._session = session
         self._owns_session = session is None
+        self._turns = turns
         self._closed = False
 
     async def send(self, call: Call) -> Model:
@@ -122,7 +130,9 @@ class Transport:
         return await self._exchange(call, number)
 
     async def _exchange(self, call: Call, number: int) -> Model:
-        """Sign, send and read one request, and tell the log how it went."""
+        """Sign, send and read one request in its turn, and tell the log how it went."""
+        if self._turns is not None:
+            await self._turns.take()  # before the time stamp is made, and outside of the time-out
         started = time.monotonic()
         outcome = "no answer"
         try:
@@ -132,6 +142,7 @@ class Transport:
             return parse_reply(reply)
         except PlatformError as error:
             outcome = str(error)
+            self._rest_if_asked_to(error)
             raise
         finally:
             level = logging.INFO if self.options.verbose else logging.DEBUG
@@ -139,6 +150,12 @@ class Transport:
             # The reply stays out of the log: it may hold signed URLs.
             message = "POST %s %s: %s in %.2f s (attempt %d)"
             logger.log(level, message, call.path, dict(call.params), outcome, seconds, number)
+
+    def _rest_if_asked_to(self, error: PlatformError) -> None:
+        """Let everybody wait who shares our turns, as the reply's `Retry-After` says."""
+        asked = error.retry_after if isinstance(error, PlatformUnavailable) else None
+        if self._turns is not None and asked is not None:
+            self._turns.rest(asked)
 
     async def _post(self, call: Call) -> Reply:
         """Send one freshly signed request and read its reply whole."""
