@@ -12,10 +12,11 @@ from pathlib import Path
 import aiohttp
 
 from downloader._version import __version__
-from downloader.api import AsyncPrivateAPI
+from downloader.api import AsyncPrivateAPI, Turns
 from downloader.config import Settings
 from downloader.fetch import FetchOptions, FetchReport, fetch_task
 from downloader.hosts import HostRules
+from downloader.network import RuledResolver
 from downloader.polling import PollOptions
 from downloader.progress import Reporter
 from downloader.transfer import (
@@ -82,7 +83,7 @@ async def open_app(settings: Settings, *, wait: bool = True) -> AsyncIterator[Ap
         )
 
 
-def open_api(settings: Settings) -> AsyncPrivateAPI:
+def open_api(settings: Settings, *, turns: Turns | None = None) -> AsyncPrivateAPI:
     """Return a client of the platform, to be closed by its `async with`."""
     app_key, app_secret = settings.credentials()
     return AsyncPrivateAPI(
@@ -92,13 +93,17 @@ def open_api(settings: Settings) -> AsyncPrivateAPI:
         settings.max_retries,
         settings.timeout,
         retry_max_delay=settings.retry_max_delay,
+        turns=turns,
     )
 
 
 def store_session(settings: Settings) -> aiohttp.ClientSession:
     """Return the HTTP session for object stores: nothing decoded, no limit but on silence."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=settings.connections),
+        connector=aiohttp.TCPConnector(
+            limit=0,  # `Connections` sets it, and may change it
+            resolver=RuledResolver(HostRules.of(settings.allowed_hosts)),
+        ),
         # A body of days is fine as long as it keeps coming.
         timeout=aiohttp.ClientTimeout(
             total=None,
@@ -114,8 +119,9 @@ def store_session(settings: Settings) -> aiohttp.ClientSession:
 
 def shared_connections(settings: Settings, buffers: BufferPool) -> Connections:
     """Return the connections of all transfers: no more than there is memory for their bytes."""
-    most = min(settings.connections, buffers.most)
-    return Connections(most, most_files=settings.parallel_files)
+    return Connections(
+        settings.connections, most_files=settings.parallel_files, ceiling=buffers.most
+    )
 
 
 def straight_road(
@@ -125,6 +131,7 @@ def straight_road(
     return StraightRoad(
         # That of SSL_CERT_FILE, where it is set; made once and when needed, for it takes 30 ms.
         context=functools.cache(ssl.create_default_context),
+        rules=HostRules.of(settings.allowed_hosts),
         connect_timeout=settings.connect_timeout,
         stall_timeout=settings.stall_timeout,
         user_agent=USER_AGENT,

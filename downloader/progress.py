@@ -45,6 +45,9 @@ class Reporter:
     def verifying(self, name: str) -> None:
         """The content of the file is being checked."""
 
+    def alive(self) -> None:
+        """Work goes on of which nothing else is heard; may be called from any thread."""
+
     def note(self, message: str) -> None:
         """Something worth a sentence happened: a renewed link, a restart, a warning."""
 

@@ -24,7 +24,7 @@ from downloader.task_result import PlannedObject
 from downloader.transfer import Checkpoints, Link, SyncBatch, Transferred, transfer_file
 from downloader.transfer.part_file import PartFile
 from downloader.units import listed
-from downloader.verify import check_result
+from downloader.verify import bgzf, check_result
 from state import AsyncStore, Checkpoint, Phase, StateStore
 
 __all__ = ["MAX_AT_WORK", "Proved", "Proving"]
@@ -90,14 +90,15 @@ class Proving:
                 return self._proved(arrived, await self._checked())
             except VerificationFailed as error:
                 doubtful = await self._doubtful(arrived.files)
-                await self._forget(doubtful)
+                is_last = proof == MAX_PROOFS
+                await self._forget(doubtful if is_last else self._unconfirmed(arrived, doubtful))
                 if not doubtful:
                     raise VerificationFailed(
                         f"{error} Its bytes on disk are those of the store, so it is wrong there: "
                         "tell the platform's support, naming the task id. Nothing was published; "
                         f"the files are kept in {self._place.partial}"
                     ) from error
-                if proof == MAX_PROOFS:
+                if is_last:
                     raise VerificationFailed(
                         f"{error} It came {MAX_PROOFS} times, and nothing was published; the same "
                         f"command begins anew with {listed(doubtful)}"
@@ -168,6 +169,7 @@ class Proving:
                 checkpoints=checkpoints,
                 reporter=self._reporter,
                 options=self._options.transfer,
+                find_damage=bgzf.find_damage,
             )
 
     # Verify.
@@ -182,7 +184,7 @@ class Proving:
                 paths,
                 level=level,
                 on_file=lambda name: _call_soon(loop, self._reporter.verifying, name),
-                stopped=stopped,
+                stopped=lambda: self._is_stopped(stopped),
             )
         )
         for warning in warnings:
@@ -191,15 +193,27 @@ class Proving:
         await self._history.tell("verified", passed, warnings=warnings, level=level)
         return warnings
 
+    def _is_stopped(self, stopped: Callable[[], bool]) -> bool:
+        """Tell a long check whether to stop; that it asks says that it advances."""
+        self._reporter.alive()
+        return stopped()
+
     async def _doubtful(self, files: Mapping[str, ManifestFile]) -> set[str]:
         """Name the files that may be other than the store's: by no checksum, or by the disk's."""
         doubtful = set()
         paths = await self._part_paths()
         for name, one in files.items():
-            on_disk = await crc64_of_file(paths[name])
+            on_disk = await crc64_of_file(paths[name], on_read=lambda _: self._reporter.alive())
             if not one.crc64_confirmed or str(on_disk) != one.crc64ecma:
                 doubtful.add(name)
         return doubtful
+
+    def _unconfirmed(self, arrived: _Arrived, names: set[str]) -> set[str]:
+        """Name those whose checksum the store has not told.
+
+        Of the others, a transfer that reads them back finds out what the disk has changed.
+        """
+        return {name for name in names if not arrived.files[name].crc64_confirmed}
 
     async def _forget(self, names: set[str]) -> None:
         known = zip(self._objects, self._file_ids, strict=True)
@@ -271,6 +285,7 @@ class _Checkpoints:
         await self._store.run(
             lambda store: store.save_checkpoint(self._file_id, checkpoint, previous=previous)
         )
+        self._known = checkpoint
 
     async def finish(self, part: PartFile, checkpoint: Checkpoint) -> None:
         await self._batch.add(self._file_id, part, checkpoint)

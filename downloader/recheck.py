@@ -22,7 +22,7 @@ class Finding:
 
     name: str
     size: int | None = None  # bytes on disk
-    crc64ecma: str | None = None  # of what is on disk, where a manifest tells what it must be
+    crc64ecma: str | None = None  # of what is on disk, if it is what a manifest says it must be
     problem: str | None = None
 
 
@@ -31,6 +31,7 @@ class Recheck:
     """What looking at a path has shown."""
 
     path: Path
+    directory: Path  # that names are told from
     manifest: Manifest | None
     findings: tuple[Finding, ...]
     warnings: tuple[str, ...]
@@ -65,6 +66,7 @@ async def recheck(
     findings = [await look.at(name) for name in names]
     return Recheck(
         path=path,
+        directory=directory,
         manifest=manifest,
         findings=tuple(findings),
         warnings=(*look.warnings, *_strangers(path, manifest)),
@@ -136,13 +138,14 @@ class _Look:
 async def _held_against(file: ManifestFile, path: Path, size: int) -> str:
     if size != file.size:
         raise VerificationFailed(
-            f"{file.name} has {size} bytes, and the manifest says {file.size}; fetch it again"
+            f"{file.name} has {size} bytes, and the manifest says {file.size}; "
+            "`verify --repair` fetches again what is wrong"
         )
     crc = str(await crc64_of_file(path))
     if crc != file.crc64ecma:
         raise VerificationFailed(
             f"{file.name} is damaged: its CRC-64 on disk is {crc}, and the manifest says "
-            f"{file.crc64ecma}; move the result away and fetch the task again"
+            f"{file.crc64ecma}; `verify --repair` fetches again what is wrong"
         )
     return crc
 

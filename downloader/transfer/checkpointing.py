@@ -6,19 +6,27 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from downloader.concurrency import in_thread
 from downloader.transfer.part_file import PartFile
 from downloader.transfer.ranged_get import Version
 from downloader.transfer.segment_run import SegmentRun
-from state.records import Checkpoint
+from state.records import Checkpoint, Segment
 
-__all__ = ["Checkpointer", "Checkpoints", "checkpoint_of"]
+__all__ = [
+    "Checkpointer",
+    "Checkpoints",
+    "checkpoint_of",
+    "checkpoint_with",
+    "remembered_crc64",
+]
 
 MIB = 1024 * 1024
 MAX_UNSAFE_BYTES = 8 * MIB  # of one segment, once the last checkpoint is a second old
 MIN_SAVE_SECONDS, MAX_SAVE_SECONDS = 0.2, 1.0  # between two checkpoints
+MAX_CRC64_DIGITS = 20
 
 
 class Checkpoints(Protocol):
@@ -49,8 +57,22 @@ class Checkpoints(Protocol):
 
 def checkpoint_of(version: Version, runs: Sequence[SegmentRun]) -> Checkpoint:
     """Return how far the segments have come, to be saved once the part file has been synced."""
-    segments = tuple(run.snapshot() for run in runs)
-    return Checkpoint(etag=version.etag, size=version.size, segments=segments)
+    return checkpoint_with(version, tuple(run.snapshot() for run in runs))
+
+
+def checkpoint_with(version: Version, segments: tuple[Segment, ...]) -> Checkpoint:
+    """Return a checkpoint of the version, with the checksum that the store told of it."""
+    told = None if version.crc64 is None else str(version.crc64)
+    return Checkpoint(etag=version.etag, size=version.size, segments=segments, crc64=told)
+
+
+def remembered_crc64(checkpoint: Checkpoint | None) -> int | None:
+    """Return the checksum that the store told an earlier run; None if it told none."""
+    told = None if checkpoint is None else checkpoint.crc64
+    # What the state holds may be damaged.
+    if not isinstance(told, str) or not told.isascii() or not told.isdigit():
+        return None
+    return int(told) if len(told) <= MAX_CRC64_DIGITS else None
 
 
 class Checkpointer:
@@ -71,6 +93,10 @@ class Checkpointer:
         self._saving = asyncio.Lock()
         self._saved: Checkpoint | None = None
         self._last_save = time.monotonic()
+
+    def learn_checksum(self, crc64: int | None) -> None:
+        """Remember with the next checkpoint what the store has told meanwhile."""
+        self._version = replace(self._version, crc64=crc64)
 
     async def keep_saving(self, filled: asyncio.Event) -> None:
         """Save checkpoints until everything is filled; a slow disk is asked less often."""

@@ -9,19 +9,22 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
 
 from downloader.concurrency import in_thread, together
-from downloader.errors import BadStoreReply, DownloaderError, StoreUnavailable
+from downloader.errors import BadStoreReply
 from downloader.progress import Reporter
+from downloader.retry import pause
+from downloader.transfer.asking import Asking, MustRest
 from downloader.transfer.buffers import LARGE_BYTES, SMALL_BYTES
 from downloader.transfer.checkpointing import Checkpointer
+from downloader.transfer.file_turns import Turn
 from downloader.transfer.object_source import ObjectSource
 from downloader.transfer.options import TransferOptions
 from downloader.transfer.part_file import PartFile
+from downloader.transfer.patience import Patience
 from downloader.transfer.plan import ALIGNMENT
 from downloader.transfer.ranged_get import Body, Version
-from downloader.transfer.restarts import CannotResume
 from downloader.transfer.segment_run import SegmentRun
 from downloader.transfer.straight_body import StraightBody
 
@@ -39,7 +42,7 @@ class _RangesIgnored(Exception):
 
 
 class Filling:
-    """One object's segments, until they are full; `version` learns its checksum on the way."""
+    """One object's segments, until they are full."""
 
     def __init__(
         self,
@@ -52,21 +55,30 @@ class Filling:
         checkpointer: Checkpointer,
         reporter: Reporter,
         options: TransferOptions,
+        turn: Turn,
         count: Callable[[int], None],
     ) -> None:
-        self.version = version
         self._name = name
         self._source = source
+        self._asking = Asking(source, version, options)
         self._part = part
         self._runs = runs  # in their order; those that are cut off others are put among them
         self._checkpointer = checkpointer
         self._reporter = reporter
         self._options = options
+        self._turn = turn  # of the file's own connection
         self._count = count
         self._waiting = deque(run for run in runs if not run.is_complete)
         self._active: set[SegmentRun] = set()
+        self._resting: dict[SegmentRun, Patience] = {}  # they will wait again after a pause
+        self._patience: dict[SegmentRun, Patience] = {}  # what is left of it, after that
         self._ended = asyncio.Event()  # a segment has, since somebody began to wait for that
         self._ignored_ranges = 0
+
+    @property
+    def version(self) -> Version:
+        """The version, with its checksum once that is known."""
+        return self._asking.version
 
     async def fill(self, body: Body | StraightBody | None) -> None:
         """Fill every segment; `body` is the reply that told the version, of the first of them.
@@ -86,6 +98,8 @@ class Filling:
             await self._fill_side_by_side(body)
         except _RangesIgnored:
             self._reporter.note(f"{self._name}: the store ignores ranges; reading it in one stream")
+            if not self._turn.is_held:  # others had it when a helper found out
+                await self._turn.take()
             await self._fill_in_one_stream(None)
 
     # Side by side.
@@ -93,13 +107,37 @@ class Filling:
     async def _fill_side_by_side(self, body: Body | StraightBody | None) -> None:
         async with together() as group:
             staffing = group.create_task(self._staff(group))
-            await self._work(body)
-            # One that is well on its way now may yet come to a stop, or be put back: what nobody
-            # fills would be zeros.
-            while self._active or self._waiting:
-                await self._segment_ends(LOOK_SECONDS)
-                await self._work(None)
+            await self._work_in_turns(body)
             staffing.cancel()
+
+    async def _work_in_turns(self, body: Body | StraightBody | None) -> None:
+        """Fill by the file's own connection what nobody else does; return when all is full."""
+        while self._is_unfinished():
+            loan = _Loan(self._put_back)
+            with self._turn.may_end(loan.end):
+                await self._work(body, loan, self._turn)
+                body = None
+                # One that is well on its way now may yet come to a stop, or be put back: what
+                # nobody fills would be zeros.
+                while self._is_unfinished() and not loan.is_over:
+                    await self._something_may_be_to_do()
+                    await self._work(None, loan, self._turn)
+            if self._is_unfinished():
+                await self._turn.again()
+
+    async def _something_may_be_to_do(self) -> None:
+        """Wait a moment; others have the connection while all that is left has to pause."""
+        await self._segment_ends(LOOK_SECONDS)
+        if self._only_pauses():
+            async with self._turn.away():
+                while self._only_pauses():
+                    await self._segment_ends(LOOK_SECONDS)
+
+    def _only_pauses(self) -> bool:
+        return bool(self._resting) and not self._active and not self._waiting
+
+    def _is_unfinished(self) -> bool:
+        return bool(self._active or self._waiting or self._resting)
 
     async def _segment_ends(self, seconds: float) -> None:
         """Return when another worker is done with a segment, or after so long."""
@@ -112,6 +150,7 @@ class Filling:
         """Let more connections help, while there are some to be lent and they have work."""
         places = asyncio.Semaphore(self._options.segments - 1)
         while self._options.segments > 1 and self._may_need_help():
+            await self._source.may_be_asked()
             if not self._waiting and self._slowest() is None:
                 await self._segment_ends(LOOK_SECONDS)
                 continue
@@ -129,22 +168,45 @@ class Filling:
         try:
             async with self._options.connections.one_more(wanted_back=loan.end):
                 begun.set()
-                await self._work(None, loan)
+                rest = await self._work(None, loan, None)
+            if rest is not None and loan.run is not None:
+                await self._wait_again(loan.run, rest.seconds)
         finally:
             places.release()
 
-    async def _work(self, opened: Body | StraightBody | None, loan: _Loan | None = None) -> None:
-        while (loan is None or not loan.is_over) and (run := self._next()) is not None:
+    async def _work(
+        self, opened: Body | StraightBody | None, loan: _Loan, turn: Turn | None
+    ) -> MustRest | None:
+        """Fill one segment after the other, while there are any and the connection is lent.
+
+        A helper has no `turn`; it ends with its first failure, or when the store asks for a pause.
+        """
+        while self._may_go_on(loan, turn) and (run := self._next()) is not None:
             self._active.add(run)
             run.begin()
-            if loan is not None:
-                loan.run = run
+            loan.run = run
             try:
-                await self._fill_segment(run, opened)
+                await self._fill_segment(run, opened, turn)
+            except MustRest as rest:
+                self._resting[run] = rest.patience
+                return rest
             finally:
                 self._active.remove(run)
                 self._ended.set()
             opened = None
+        return None
+
+    def _may_go_on(self, loan: _Loan, turn: Turn | None) -> bool:
+        return not loan.is_over and (turn is not None or not self._source.is_left_alone)
+
+    async def _wait_again(self, run: SegmentRun, seconds: float) -> None:
+        """Let a segment wait for whoever has time, after a pause."""
+        try:
+            await pause(seconds)
+        finally:
+            self._patience[run] = self._resting.pop(run)
+            self._waiting.append(run)
+            self._ended.set()
 
     def _put_back(self, run: SegmentRun) -> None:
         """Let whoever has time go on with a segment whose connection is wanted elsewhere."""
@@ -172,9 +234,12 @@ class Filling:
         return largest if largest is not None and _may_be_cut(largest) else None
 
     def _may_need_help(self) -> bool:
-        return bool(self._waiting) or any(_may_be_cut(run) for run in self._active)
+        may_wait = self._waiting or self._resting
+        return bool(may_wait) or any(_may_be_cut(run) for run in self._active)
 
-    async def _fill_segment(self, run: SegmentRun, opened: Body | StraightBody | None) -> None:
+    async def _fill_segment(
+        self, run: SegmentRun, opened: Body | StraightBody | None, turn: Turn | None
+    ) -> None:
         async def pour(body: Body | StraightBody) -> None:
             if isinstance(body, StraightBody):
                 self._ignored_ranges = 0
@@ -188,10 +253,12 @@ class Filling:
             self._ignored_ranges = 0
             await self._pour(body, run)
 
-        await self._persist(
+        await self._asking.persist(
             lambda: None if run.is_complete else (run.position, run.stop),
             pour,
             opened,
+            turn,
+            patience=self._patience.pop(run, None),
             may_be_straight=True,
         )
 
@@ -210,66 +277,9 @@ class Filling:
                 if not run.is_complete:
                     await self._pour(body, run)
 
-        await self._persist(missing, pour, opened)
+        await self._asking.persist(missing, pour, opened, self._turn)
 
     # Either way.
-
-    async def _persist(
-        self,
-        missing: Callable[[], tuple[int, int] | None],
-        pour: Callable[[Body | StraightBody], Awaitable[None]],
-        opened: Body | StraightBody | None,
-        *,
-        may_be_straight: bool = False,
-    ) -> None:
-        """Ask for what is missing until nothing is, with patience renewed by every byte."""
-        patience = self._options.patience()
-        while (span := missing()) is not None:
-            error: DownloaderError | None = None
-            try:
-                async with self._body(opened, *span, may_be_straight=may_be_straight) as body:
-                    await pour(body)
-                    if body.position < body.stop:
-                        error = StoreUnavailable("The store ended the body early")
-            except DownloaderError as caught:
-                if not caught.retryable:
-                    raise
-                error = caught
-            opened = None
-            if (left := missing()) is None:
-                return
-            if left[0] != span[0]:
-                patience.renew()
-            elif error is None:
-                error = BadStoreReply("The store sent nothing")
-            if error is not None:
-                if self.version.etag is None:
-                    raise CannotResume(f"{error}, and it gives no ETag to go on by") from error
-                await patience.wait(error)
-
-    @contextlib.asynccontextmanager
-    async def _body(
-        self,
-        opened: Body | StraightBody | None,
-        start: int,
-        stop: int,
-        *,
-        may_be_straight: bool,
-    ) -> AsyncIterator[Body | StraightBody]:
-        if opened is not None:
-            with contextlib.closing(opened):  # or the connection would stay to the end
-                yield opened
-            return
-        road = self._options.straight_road if may_be_straight else None
-        async with self._source.get(start, stop, self.version, road=road) as body:
-            if isinstance(body, Body):
-                self._learn_checksum(body.version)
-            yield body
-
-    def _learn_checksum(self, found: Version) -> None:
-        """Take over a checksum that an earlier reply has not told."""
-        if self.version.crc64 is None and found.crc64 is not None:
-            self.version = found
 
     async def _pour(self, body: Body, run: SegmentRun) -> None:
         """Write what the body brings of the segment; also what it brought before it broke."""
@@ -309,7 +319,7 @@ class Filling:
             count=self._count,
         )
         # Now only: of a head that broke off, the last number may be half of one.
-        self._learn_checksum(body.version)
+        self._asking.learn_checksum(body.version)
 
     async def _write(self, run: SegmentRun, buffers: list[memoryview]) -> None:
         await in_thread(run.write, self._part, buffers)
@@ -317,7 +327,7 @@ class Filling:
 
 
 class _Loan:
-    """A connection that is a helper's until somebody else needs it more."""
+    """A connection that is had until somebody else needs it more."""
 
     def __init__(self, put_back: Callable[[SegmentRun], None]) -> None:
         self.is_over = False

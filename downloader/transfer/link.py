@@ -29,6 +29,14 @@ class Link:
         self._lock = asyncio.Lock()
         self._clock_is_wrong = False
 
+    @property
+    def store(self) -> str:
+        """The host and port that the current link leads to; none, if it is no link."""
+        try:
+            return urlsplit(self._url).netloc.lower()
+        except ValueError:
+            return ""
+
     async def current(self) -> str:
         """Return a URL that is good for a while yet, renewed if it is about to expire."""
         if not self._clock_is_wrong and _about_to_expire(self._url):

@@ -10,6 +10,7 @@ import aiohttp
 
 from downloader.errors import LinkRefused, ObjectChanged
 from downloader.hosts import HostRules
+from downloader.transfer.file_turns import Turn
 from downloader.transfer.link import Link
 from downloader.transfer.ranged_get import Body, Version, ranged_get
 from downloader.transfer.straight import StraightRoad
@@ -37,6 +38,19 @@ class ObjectSource:
         self._rules = rules
         self._slow_down = slow_down
 
+    @property
+    def is_left_alone(self) -> bool:
+        """Tell whether the store has asked for a pause that is not over."""
+        return self._slow_down.is_asked(self._link.store)
+
+    def leave_alone(self, seconds: float) -> None:
+        """Let nobody ask the object's store for so long: it wants that."""
+        self._slow_down.ask(self._link.store, seconds)
+
+    async def may_be_asked(self) -> None:
+        """Return when new requests may be sent to the object's store."""
+        await self._slow_down.wait(self._link.store)
+
     @contextlib.asynccontextmanager
     async def get(
         self,
@@ -46,20 +60,22 @@ class ObjectSource:
         *,
         road: StraightRoad | None = None,
         then: Callable[[StraightBody], None] | None = None,
+        turn: Turn | None = None,
     ) -> AsyncIterator[Body | StraightBody]:
         """Send one ranged GET, as `ranged_get` does, with a link that the store takes.
 
-        By the straight road, if there is one and it leads there; `then` is only for that.
+        By the straight road, if there is one and it leads there; `then` is only for that. While
+        the store wants to be left alone, others have the connection of the file's `turn`.
         """
         async with contextlib.AsyncExitStack() as stack:
-            yield await self._opened(stack, _Wanted(start, stop, version, road, then))
+            yield await self._opened(stack, _Wanted(start, stop, version, road, then, turn))
 
     async def _opened(
         self, stack: contextlib.AsyncExitStack, wanted: _Wanted
     ) -> Body | StraightBody:
         renewals, is_doubted = 0, False
         while True:
-            await self._slow_down.wait()
+            await self._wait_for_the_store(wanted.turn)
             url = await self._link.current()
             try:
                 return await self._asked(stack, url, wanted)
@@ -76,6 +92,11 @@ class ObjectSource:
                 if is_doubted:
                     raise
                 is_doubted = True
+
+    async def _wait_for_the_store(self, turn: Turn | None) -> None:
+        while self.is_left_alone:  # also after the wait for another turn
+            async with contextlib.nullcontext() if turn is None else turn.away():
+                await self.may_be_asked()
 
     async def _asked(
         self, stack: contextlib.AsyncExitStack, url: str, wanted: _Wanted
@@ -101,3 +122,4 @@ class _Wanted:
     version: Version | None
     road: StraightRoad | None
     then: Callable[[StraightBody], None] | None
+    turn: Turn | None

@@ -9,19 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from downloader.concurrency import in_thread, run_together
 from downloader.errors import BadStoreReply, DownloaderError, VerificationFailed
 from downloader.progress import Reporter
-from downloader.transfer.checkpointing import Checkpointer, Checkpoints, checkpoint_of
+from downloader.transfer.checkpointing import (
+    Checkpointer,
+    Checkpoints,
+    checkpoint_of,
+    checkpoint_with,
+    remembered_crc64,
+)
 from downloader.transfer.checksum import EMPTY_CRC64, combine_crc64
+from downloader.transfer.file_turns import Turn
 from downloader.transfer.filling import Filling
 from downloader.transfer.first_step import FirstStep
 from downloader.transfer.object_source import ObjectSource
 from downloader.transfer.options import TransferOptions, Transferred
 from downloader.transfer.part_file import PartFile, disk_error
-from downloader.transfer.plan import plan_segments, usable
+from downloader.transfer.plan import plan_segments, segments_without, usable
 from downloader.transfer.ranged_get import Body, Version
 from downloader.transfer.segment_run import SegmentRun
 from downloader.transfer.straight_body import StraightBody
@@ -54,6 +63,8 @@ class OneVersion:
         self._options = options
         self._checkpoint: Checkpoint | None = None  # what an earlier run has left, as far as usable
         self._is_new = False  # nothing at all is remembered of an earlier run
+        self._turn: Turn | None = None
+        self._size: int | None = None  # of the object, as far as it is known
         self._version: Version | None = None
         self._part: PartFile | None = None
         self._runs: list[SegmentRun] = []
@@ -61,9 +72,36 @@ class OneVersion:
         self._is_sized = False  # the reporter has heard of the file
 
     @property
+    def resumed(self) -> int:
+        """Bytes that an earlier run has left."""
+        return self._resumed
+
+    @property
+    def has_etag(self) -> bool:
+        """Tell whether parts of it can be fetched again: what tells versions apart is known."""
+        return self._version is not None and self._version.etag is not None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the object, once its version is known."""
+        return self._known_version.size
+
+    @property
     def _known_version(self) -> Version:
         assert self._version is not None  # noqa: S101 - the first reply told it
         return self._version
+
+    @property
+    def _told_version(self) -> Version:
+        """The version, with the checksum that the store has told, to an earlier run if not now."""
+        version = self._known_version
+        remembered = remembered_crc64(self._checkpoint)
+        return version if version.crc64 is not None else replace(version, crc64=remembered)
+
+    @property
+    def _own_turn(self) -> Turn:
+        assert self._turn is not None  # noqa: S101 - nothing is asked for without a connection
+        return self._turn
 
     @property
     def _open_part(self) -> PartFile:
@@ -79,16 +117,27 @@ class OneVersion:
         """
         await self._recall()
         try:
-            async with self._options.connections.of_a_file():
-                identity = await self._transferred()
+            identity = await self._in_turns()
             transferred = self._proved(received_before, identity)
             if any(run.unsafe_bytes for run in self._runs):  # it came in one go
-                checkpoint = checkpoint_of(self._known_version, self._runs)
+                checkpoint = checkpoint_of(self._told_version, self._runs)
                 await self._checkpoints.finish(self._open_part, checkpoint)
             return transferred
         finally:
             if self._part is not None:
                 self._part.close()
+
+    async def take_back(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Forget these ranges of what has arrived, durably: the next try fetches them again."""
+        version, length = self._told_version, self._options.segment_size
+        segments = segments_without(ranges, size=version.size, segment_size=length)
+        await in_thread(self._sync)
+        await self._checkpoints.save(checkpoint_with(version, segments))
+        self._reporter.received(self._name, -(self._resumed + self.received))
+
+    def _sync(self) -> None:
+        with contextlib.closing(PartFile.open(self._part_path)) as part:
+            part.sync()
 
     async def throw_away(self) -> None:
         """Forget the bytes and the checkpoint, the checkpoint first: it must not outlive them."""
@@ -106,6 +155,21 @@ class OneVersion:
         if remembered is not None:
             on_disk = await in_thread(PartFile.size_on_disk, self._part_path)
             self._checkpoint = usable(remembered, on_disk)
+            self._size = self._checkpoint.size if self._checkpoint else None
+
+    async def _in_turns(self) -> tuple[int, int]:
+        """Transfer it by a connection that others may have in between."""
+        connections, at_once = self._options.connections, self._options.first_length
+        async with connections.of_a_file(left=self._bytes_left, brief_bytes=at_once) as turn:
+            self._turn = turn
+            return await self._transferred()
+
+    def _bytes_left(self) -> int:
+        """Return how many bytes are known to be still to come."""
+        if self._size is None:
+            return 0
+        here = self._checkpoint.safe_bytes if self._checkpoint else 0
+        return max(0, self._size - here - self.received)
 
     async def _transferred(self) -> tuple[int, int]:
         """Bring every byte to the part file; return the file's device and inode."""
@@ -140,24 +204,30 @@ class OneVersion:
     ) -> Body | StraightBody | FirstStep:
         """Return the first reply, of a small object with the step that has brought it."""
         start, stop, version = self._first_range()
-        patience = self._options.patience()
+        patience = self._options.patience(leave_alone=self._source.leave_alone)
         while True:
             try:
                 reply = await self._asked_first(replies, start, stop, version)
             except DownloaderError as error:
                 if not error.retryable:
                     raise
-                await patience.wait(error)
+                async with self._own_turn.away():
+                    await patience.wait(error)
                 continue
             if isinstance(reply, FirstStep):
                 return reply
-            size = reply.version.size
+            self._size = size = reply.version.size
+            if self._own_turn.is_brief and not self._own_turn.is_small:
+                await replies.aclose()
+                await self._own_turn.again()
+                continue
             if reply.version.etag is not None or reply.stop == size:
                 return reply
             # Without an ETag no two replies can be joined: it must be one that has everything.
             await replies.aclose()
             if stop >= size:
-                await patience.wait(BadStoreReply("The store gives no ETag, and parts only"))
+                async with self._own_turn.away():
+                    await patience.wait(BadStoreReply("The store gives no ETag, and parts only"))
             stop = size
 
     async def _asked_first(
@@ -165,11 +235,11 @@ class OneVersion:
     ) -> Body | StraightBody | FirstStep:
         road = self._options.straight_road
         if road is None or not self._is_new:
-            get = self._source.get(start, stop, version, road=road)
+            get = self._source.get(start, stop, version, road=road, turn=self._turn)
             return await replies.enter_async_context(get)
         step = FirstStep(self._part_path, self._options)
         step.watch(self._sized, self._count)
-        get = self._source.get(start, stop, version, road=road, then=step.take)
+        get = self._source.get(start, stop, version, road=road, then=step.take, turn=self._turn)
         try:
             try:
                 body = await replies.enter_async_context(get)
@@ -228,7 +298,7 @@ class OneVersion:
     def _checkpointer(self) -> Checkpointer:
         return Checkpointer(
             self._checkpoints,
-            version=self._known_version,
+            version=self._told_version,
             part=self._open_part,
             runs=self._runs,
         )
@@ -240,6 +310,7 @@ class OneVersion:
 
         async def fill() -> None:
             await self._fill(body, checkpointer)
+            self._own_turn.give_back()  # what is left to do is between the disk and this program
             filled.set()
 
         try:
@@ -260,10 +331,14 @@ class OneVersion:
             checkpointer=checkpointer,
             reporter=self._reporter,
             options=self._options,
+            turn=self._own_turn,
             count=self._count,
         )
-        await filling.fill(body)
-        self._version = filling.version
+        try:
+            await filling.fill(body)
+        finally:
+            self._version = filling.version
+            checkpointer.learn_checksum(self._told_version.crc64)
 
     def _count(self, count: int) -> None:
         self.received += count
@@ -273,11 +348,11 @@ class OneVersion:
         """Read what earlier runs left on disk into the checksums, beside the network."""
         for run in tuple(self._runs):  # one that is cut off another holds nothing of them
             while await in_thread(run.read_back, self._open_part, READ_BACK_BYTES):
-                pass
+                self._reporter.alive()
 
     def _proved(self, received_before: int, identity: tuple[int, int]) -> Transferred:
         """Hold the checksum of what is on disk against the store's."""
-        version, crc64 = self._known_version, EMPTY_CRC64
+        version, crc64 = self._told_version, EMPTY_CRC64
         if not all(run.is_complete for run in self._runs):
             # A fault of this program. Not every store tells a checksum that would find it out.
             raise AssertionError(f"{self._name}: a segment was forgotten; nothing was published")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from downloader.hosts import HostRules
@@ -31,12 +32,12 @@ class TransferOptions:
     connections: Connections = field(default_factory=Connections)
     straight_road: StraightRoad | None = None  # None: every byte goes the plain way
 
-    def patience(self) -> Patience:
-        """Return fresh patience for one span of bytes."""
+    def patience(self, *, leave_alone: Callable[[float], None] = lambda _: None) -> Patience:
+        """Return fresh patience for one span of bytes; of what, a store's own wish is to tell."""
         return Patience(
             max_attempts=self.max_attempts,
             retry_max_delay=self.retry_max_delay,
-            slow_down=self.slow_down,
+            leave_alone=leave_alone,
         )
 
 

@@ -9,14 +9,14 @@ import functools
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
 from downloader.errors import DiskError, DiskFull
-from downloader.syncing import sync_directory
+from downloader.syncing import sync_names
 
-__all__ = ["PAGE_BYTES", "PartFile", "disk_error", "sync_names"]
+__all__ = ["PAGE_BYTES", "PartFile", "disk_error"]
 
 PAGE_BYTES = 4096  # what offsets and lengths must be multiples of to pass the page cache by
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -239,13 +239,6 @@ def disk_error(error: OSError, path: Path, deed: str) -> DiskError:
 
 def _no_ordinary_file(path: Path) -> DiskError:
     return DiskError(f"{path} is no ordinary file of its own; move it away and try again")
-
-
-def sync_names(directories: Iterable[Path]) -> None:
-    """Make the names of new files survive a power loss, where the file system can."""
-    for directory in directories:
-        with contextlib.suppress(OSError):
-            sync_directory(directory)
 
 
 @contextlib.contextmanager

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from downloader.errors import DownloaderError, StoreUnavailable
 from downloader.retry import pause, pause_seconds
-from downloader.transfer.throttle import SlowDown
 
 __all__ = ["Patience"]
 
 
 class Patience:
-    """Counts attempts in a row that brought no byte; every new byte renews it."""
+    """Counts attempts in a row that brought no byte; every new byte renews it.
 
-    def __init__(self, *, max_attempts: int, retry_max_delay: float, slow_down: SlowDown) -> None:
+    `leave_alone` hears for how long a store wants no request from any transfer.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_attempts: int,
+        retry_max_delay: float,
+        leave_alone: Callable[[float], None] = lambda _: None,
+    ) -> None:
         self._max_attempts = max_attempts
         self._retry_max_delay = retry_max_delay
-        self._slow_down = slow_down
+        self._leave_alone = leave_alone
         self._failures = 0
 
     def renew(self) -> None:
         """Begin to count anew."""
         self._failures = 0
 
-    async def wait(self, error: DownloaderError) -> None:
-        """Pause as the error deserves; raise it when it came too often.
+    def count(self, error: DownloaderError) -> float:
+        """Return for how many seconds to pause, as the error deserves; raise it the last time.
 
         A store that asked for a pause is left alone by every transfer, not by this one only.
         """
@@ -35,5 +45,9 @@ class Patience:
         asked = getattr(error, "retry_after", None)
         seconds = pause_seconds(self._failures, maximum=self._retry_max_delay, retry_after=asked)
         if asked is not None and isinstance(error, StoreUnavailable):  # not the platform's wish
-            self._slow_down.ask(seconds)
-        await pause(seconds)
+            self._leave_alone(seconds)
+        return seconds
+
+    async def wait(self, error: DownloaderError) -> None:
+        """Count, and pause."""
+        await pause(self.count(error))

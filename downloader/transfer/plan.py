@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 
 from state.records import Checkpoint, Segment
 
-__all__ = ["ALIGNMENT", "MIN_SHARE", "is_strong_etag", "plan_segments", "usable"]
+__all__ = [
+    "ALIGNMENT",
+    "MIN_SHARE",
+    "is_strong_etag",
+    "plan_segments",
+    "segments_without",
+    "usable",
+]
 
 MIB = 1024 * 1024
 ALIGNMENT = MIB  # segments begin at multiples of it, so that the disk sees whole pages
@@ -38,6 +47,26 @@ def plan_segments(
     return first + tuple(Segment(start=start, stop=min(start + length, size)) for start in starts)
 
 
+def segments_without(
+    ranges: Iterable[tuple[int, int]], *, size: int, segment_size: int
+) -> tuple[Segment, ...]:
+    """Cut [0, size) into segments that are complete, and those of the `ranges`, which are missing.
+
+    The ranges are half-open, sorted and disjoint. No missing segment is longer than `segment_size`.
+    """
+    segments: list[Segment] = []
+    here = 0
+    for start, stop in [*ranges, (size, size)]:
+        if here < start:
+            segments.append(Segment(start=here, stop=start, watermark=start - here))
+        segments += (
+            Segment(start=at, stop=min(at + segment_size, stop))
+            for at in range(start, stop, segment_size)
+        )
+        here = stop
+    return tuple(segments)
+
+
 def usable(checkpoint: Checkpoint | None, part_size: int | None) -> Checkpoint | None:
     """Return the checkpoint as far as the part file can bear it out, or None.
 
@@ -54,7 +83,7 @@ def usable(checkpoint: Checkpoint | None, part_size: int | None) -> Checkpoint |
     if expected_start != checkpoint.size:
         return None
     segments = tuple(_clipped(segment, part_size) for segment in checkpoint.segments)
-    return Checkpoint(etag=checkpoint.etag, size=checkpoint.size, segments=segments)
+    return replace(checkpoint, segments=segments)
 
 
 def _clipped(segment: Segment, part_size: int) -> Segment:

@@ -71,7 +71,10 @@ class SegmentRun:
         return self._cut_off(2)
 
     def let_go(self) -> SegmentRun | None:
-        """Cut off all that is not claimed yet; None where that is too little."""
+        """Cut off all that is not claimed yet; None where that is too little.
+
+        Of a segment that nobody has begun, some is kept: it is never made empty.
+        """
         return self._cut_off(1)
 
     def _cut_off(self, parts: int) -> SegmentRun | None:
@@ -86,10 +89,9 @@ class SegmentRun:
 
     def _place_to_cut(self, parts: int) -> int | None:
         kept = (self.stop - self._claimed) * (parts - 1) // parts
-        first = -(-self._claimed // ALIGNMENT)
+        first = -(-max(self._claimed, self.start + 1) // ALIGNMENT)
         cut_at = max(first, (self._claimed + kept) // ALIGNMENT) * ALIGNMENT
-        is_too_little = self.stop - cut_at < ALIGNMENT or cut_at <= self.start
-        return None if is_too_little else cut_at
+        return None if self.stop - cut_at < ALIGNMENT else cut_at
 
     @property
     def is_complete(self) -> bool:

@@ -25,9 +25,10 @@ import aiohappyeyeballs
 
 from downloader.concurrency import outlasting
 from downloader.errors import BadStoreReply, ObjectChanged, StoreUnavailable
+from downloader.hosts import HostRules
 from downloader.network import proxy_for
 from downloader.transfer.buffers import BufferPool
-from downloader.transfer.connections import Meter
+from downloader.transfer.growth import Meter
 from downloader.transfer.line import Line, Place
 from downloader.transfer.ranged_get import (
     MAX_ERROR_BYTES,
@@ -58,11 +59,13 @@ class StraightRoad:
         connect_timeout: float,
         stall_timeout: float,
         user_agent: str,
+        rules: HostRules | None = None,
         buffers: BufferPool | None = None,
         meter: Meter | None = None,
     ) -> None:
         self.buffers = buffers or BufferPool()
         self.meter = meter or Meter()
+        self._rules = rules or HostRules(())
         self._context = context
         self._connect_timeout = connect_timeout
         self._stall_timeout = stall_timeout
@@ -177,7 +180,9 @@ class StraightRoad:
 
     async def _reached(self, request: RangeRequest) -> socket.socket:
         loop = asyncio.get_running_loop()
-        places = await loop.getaddrinfo(request.host, request.port, type=socket.SOCK_STREAM)
+        found = await loop.getaddrinfo(request.host, request.port, type=socket.SOCK_STREAM)
+        allowed = self._rules.reachable(request.host, (str(one[4][0]) for one in found))
+        places = [one for one in found if one[4][0] in allowed]
         return await aiohappyeyeballs.start_connection(
             places, happy_eyeballs_delay=0.25, interleave=1
         )

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from downloader.errors import DiskError, StoreUnavailable
 from downloader.transfer.buffers import SMALL_BYTES, BufferPool
-from downloader.transfer.connections import Meter
+from downloader.transfer.growth import Meter
 from downloader.transfer.line import Line
 from downloader.transfer.part_file import PAGE_BYTES, PartFile
 from downloader.transfer.ranged_get import Version

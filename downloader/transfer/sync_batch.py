@@ -14,7 +14,8 @@ from pathlib import Path
 
 from downloader.concurrency import in_thread, outlasting
 from downloader.errors import DiskError
-from downloader.transfer.part_file import PartFile, sync_names
+from downloader.syncing import sync_names
+from downloader.transfer.part_file import PartFile
 from state.records import Checkpoint
 
 __all__ = ["SyncBatch"]

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from downloader.verify.block import (
     MAGIC,
@@ -25,9 +25,10 @@ __all__ = [
     "EOF_BLOCK",
     "Block",
     "BlockMap",
+    "Damage",
     "check_blocks",
     "check_ends",
-    "damaged_blocks",
+    "find_damage",
     "has_eof_block",
     "is_bgzf",
     "is_block_at",
@@ -151,27 +152,40 @@ def check_ends(path: Path) -> None:
             raise Flaw(f"has a damaged last BGZF block, which should stop at byte {stop}")
 
 
-def damaged_blocks(path: Path) -> list[tuple[int, int]]:
-    """Return the half-open byte ranges that hold no intact block, for fetching them again.
+class Damage(NamedTuple):
+    """What of a file is in no intact block, as half-open byte ranges, sorted and disjoint."""
 
-    Behind a damaged header the walk goes on at the next intact block. A range is empty of good
-    blocks, sorted and disjoint; a file that is no BGZF at all is one range.
+    intact_blocks: int
+    ranges: list[tuple[int, int]]
+
+
+def find_damage(path: Path, stopped: Stop = never) -> Damage:
+    """Find what holds no intact block, for fetching it again.
+
+    Behind a damaged header the search goes on at the next intact block. In a file that is no BGZF
+    at all, no block is intact.
+
+    Raises:
+        Stopped: as `stopped` wished.
     """
-    ranges, flavours = [], Flavours()
+    ranges, flavours, intact = [], Flavours(), 0
     with path.open("rb", buffering=READ_BUFFER) as file:
         size = file.seek(0, 2)
         offset = 0
         while offset < size:
+            if stopped():
+                raise Stopped
             block = intact_block(file, offset)
             if block is None:
-                stop = _next_intact(file, offset + 1, size)
+                stop = _next_intact(file, offset + 1, size, stopped)
                 ranges.append((offset, stop))
                 offset = stop
             else:
                 flavours.add(block)
+                intact += 1
                 offset = block.stop
-    ranges += [(block.offset, block.stop) for block in flavours.strange(trusting=False)]
-    return _joined(sorted(ranges))
+    strange = [(block.offset, block.stop) for block in flavours.strange(trusting=False)]
+    return Damage(intact - len(strange), _joined(sorted(ranges + strange)))
 
 
 def _walk(file: BinaryIO) -> Iterator[tuple[Block, bytes]]:
@@ -220,9 +234,11 @@ def _ends_in_block(file: BinaryIO, stop: int) -> bool:
     return False
 
 
-def _next_intact(file: BinaryIO, offset: int, size: int) -> int:
+def _next_intact(file: BinaryIO, offset: int, size: int, stopped: Stop) -> int:
     """Return the offset of the next intact block at or after `offset`, or the file's size."""
     while offset < size:
+        if stopped():
+            raise Stopped
         file.seek(offset)
         window = file.read(READ_BUFFER)
         at = window.find(MAGIC)

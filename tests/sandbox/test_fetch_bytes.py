@@ -142,6 +142,33 @@ async def test_a_byte_that_rots_on_disk_between_transfer_and_check_is_fetched_ag
     assert any("Fetching again: a.vcf.gz" in note for note in rig.heard.notes)
 
 
+async def test_rot_between_transfer_and_check_costs_the_damaged_block(rig):
+    """The store has told the file's checksum, so reading it back tells what is right of it."""
+    task_id = rig.add(dict(zip(PAIR, (SMALL_VCF, SMALL_TBI), strict=True)))
+    starts = list(samples.block_starts(SMALL_VCF))
+
+    class Rot(type(rig.heard)):
+        def file_done(self, name):
+            if name == "a.vcf.gz" and not self.of("done"):
+                part = rig.partial(task_id) / "a.vcf.gz.part"
+                part.write_bytes(samples.flipped_byte(SMALL_VCF, starts[1] + 99))
+            super().file_done(name)
+
+    rig.heard = Rot()
+    report = await rig.fetch(task_id, parallel_files=1)
+    assert rig.published(task_id) == dict(zip(NAMES, (SMALL_VCF, SMALL_TBI), strict=True))
+    assert report.received_bytes == report.size + starts[2] - starts[1]
+
+
+async def test_a_byte_that_is_flipped_in_transit_costs_its_block(rig):
+    task_id = rig.add(dict(zip(PAIR, (SMALL_VCF, SMALL_TBI), strict=True)))
+    starts = list(samples.block_starts(SMALL_VCF))
+    rig.sandbox.store.inject(Fault.FLIP_BYTE, key="run/a.vcf.gz", offset=starts[1] + 99)
+    report = await rig.fetch(task_id)
+    assert rig.published(task_id) == dict(zip(NAMES, (SMALL_VCF, SMALL_TBI), strict=True))
+    assert report.received_bytes == rig.moved == report.size + starts[2] - starts[1]
+
+
 # Interrupted
 
 

@@ -1,6 +1,7 @@
 """Whatever the store or the line does: right bytes, or one clear error, and never a loop."""
 
 import asyncio
+from urllib.parse import urlsplit
 
 import pytest
 from transfer_helpers import (
@@ -349,26 +350,26 @@ async def test_an_error_never_quotes_the_link(rig):
 async def test_a_store_that_asks_for_a_pause_slows_every_transfer_down(
     rig, monkeypatch, headers, seconds
 ):
-    """One pause for all, obeyed up to an hour, before anybody asks again."""
+    """One pause for all, obeyed up to an hour, before anybody asks that store again."""
     asked = []
     ask = SlowDown.ask
 
-    def noted(self, seconds):
-        asked.append((self, seconds))
-        ask(self, seconds)
+    def noted(self, store, seconds):
+        asked.append((self, store, seconds))
+        ask(self, store, seconds)
 
     monkeypatch.setattr(SlowDown, "ask", noted)
     rig.store.inject(Fault.STATUS, status=503, headers=headers)
     await rig.transfer()
     assert rig.on_disk == DATA
-    assert asked == [(rig.options.slow_down, seconds)]
+    assert asked == [(rig.options.slow_down, _store_of(rig), seconds)]
 
 
 async def test_a_store_that_throttles_without_a_word_of_how_long_slows_all_down_too(
     rig, monkeypatch
 ):
     asked = []
-    monkeypatch.setattr(SlowDown, "ask", lambda _, seconds: asked.append(seconds))
+    monkeypatch.setattr(SlowDown, "ask", lambda _, store, seconds: asked.append(seconds))
     rig.store.inject(Fault.STATUS, status=503)
     rig.store.inject(Fault.STATUS, status=500, covering=PROBE)
     await rig.transfer()
@@ -376,9 +377,13 @@ async def test_a_store_that_throttles_without_a_word_of_how_long_slows_all_down_
     assert 0.25 <= seconds <= 0.5
 
 
+def _store_of(rig):
+    return urlsplit(rig.store.object_url(KEY)).netloc
+
+
 async def test_nobody_asks_while_the_store_wants_to_be_left_alone(rig, monkeypatch):
     slow_down = rig.options.slow_down
-    slow_down.ask(30)
+    slow_down.ask(_store_of(rig), 30)
     waiting, over = asyncio.Event(), asyncio.Event()
 
     async def pause(seconds):

@@ -9,6 +9,7 @@ import contextlib
 import random
 import ssl
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +23,7 @@ from downloader.retry import without_waiting
 from downloader.sandbox import FakeObjectStore
 from downloader.transfer import Link, StraightRoad, TransferOptions, transfer_file
 from downloader.transfer.part_file import PartFile
+from downloader.verify import bgzf
 from state.records import Checkpoint, Segment
 
 MIB = 1024 * 1024
@@ -120,6 +122,7 @@ class Rig:
         )
     )
     is_straight: bool = False
+    find_damage: Callable = bgzf.find_damage
 
     @property
     def part_path(self):
@@ -145,7 +148,7 @@ class Rig:
         self.renewed.append(refused)
         return self.store.object_url(KEY, lifetime=600 + len(self.renewed))
 
-    async def transfer(self, *, link=None):
+    async def transfer(self, *, link=None, same_version=False):
         """Run the engine once; its pauses between attempts last no time."""
         link = link or Link(self.url or self.store.object_url(KEY), self.renew)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=self.stall_timeout)
@@ -164,6 +167,8 @@ class Rig:
                     checkpoints=self.checkpoints,
                     reporter=self.heard,
                     options=options,
+                    find_damage=self.find_damage,
+                    same_version=same_version,
                 )
 
     def road(self):

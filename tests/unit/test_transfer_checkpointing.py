@@ -6,11 +6,15 @@ import pytest
 
 from downloader.errors import DiskError
 from downloader.transfer import checkpointing
-from downloader.transfer.checkpointing import MAX_UNSAFE_BYTES, Checkpointer
+from downloader.transfer.checkpointing import (
+    MAX_UNSAFE_BYTES,
+    Checkpointer,
+    checkpoint_with,
+    remembered_crc64,
+)
 from downloader.transfer.part_file import PartFile
 from downloader.transfer.ranged_get import Version
 from downloader.transfer.segment_run import SegmentRun
-from downloader.transfer.throttle import RateLimit
 from state.records import Segment
 
 MIB = 1024 * 1024
@@ -123,25 +127,22 @@ async def test_the_last_checkpoint_is_saved_when_everything_is_filled(
     assert [checkpoint.safe_bytes for checkpoint in saved.history] == [3]
 
 
-@pytest.mark.parametrize(
-    ("rate", "portion"), [(None, MIB), (10**9, MIB), (MIB, MIB // 10), (5, 1), (1, 1)]
-)
-def test_nobody_takes_more_at_once_than_a_tenth_of_a_second_brings(rate, portion):
-    """Whoever waits for the limit holds bytes that a crash would take."""
-    assert RateLimit(rate).portion == portion
+@pytest.mark.parametrize("told", [None, 0, 1, 2**64 - 1])
+def test_the_checksum_that_the_store_has_told_is_kept(told):
+    version = Version(etag='"1"', size=1, crc64=told)
+    assert remembered_crc64(checkpoint_with(version, ())) == told
 
 
-async def test_silence_is_made_up_for_by_a_moment_only():
-    """An idle hour must not become an hour's burst."""
-    now, slept = 1000.0, []
+async def test_a_checksum_that_is_told_late_is_in_the_next_checkpoint(
+    checkpointer, saved, part, run
+):
+    run.write(part, [memoryview(b"abc")])
+    await checkpointer.save()
+    checkpointer.learn_checksum(77)
+    run.write(part, [memoryview(b"def")])
+    await checkpointer.save()
+    assert [remembered_crc64(checkpoint) for checkpoint in saved.history] == [None, 77]
 
-    async def sleep(seconds):
-        slept.append(seconds)
 
-    limit = RateLimit(100, clock=lambda: now, sleep=sleep)
-    await limit.take(5)
-    assert slept == []
-    await limit.take(100)
-    assert slept == [pytest.approx(1.0)]
-    await limit.take(100)
-    assert slept[1:] == [pytest.approx(2.0)]
+def test_without_a_checkpoint_no_checksum_is_remembered():
+    assert remembered_crc64(None) is None

@@ -9,6 +9,7 @@ from downloader.transfer.plan import (
     MIN_SHARE,
     is_strong_etag,
     plan_segments,
+    segments_without,
     usable,
 )
 from state.records import Checkpoint, Segment
@@ -55,6 +56,27 @@ def test_no_segment_but_the_probes_is_longer_than_it_may_be(size, segment_size):
 def test_what_is_left_is_shared_by_the_connections(size, lengths):
     segments = plan_segments(size, segment_size=64 * MIB, connections=4, probed=MIN_SHARE)
     assert [segment.length for segment in segments] == lengths
+
+
+@given(
+    cuts=st.sets(st.integers(0, 1000), max_size=20).map(sorted),
+    size=st.integers(1000, 1100),
+    length=st.integers(1, 300),
+)
+def test_what_is_taken_back_of_a_whole_file_is_missing_and_nothing_else(cuts, size, length):
+    ranges = list(zip(cuts[::2], cuts[1::2], strict=False))
+    segments = segments_without(ranges, size=size, segment_size=length)
+    checkpoint = Checkpoint(etag='"1"', size=size, segments=segments)
+    assert usable(checkpoint, size) == checkpoint
+    missing = {at for one in segments if not one.is_complete for at in range(one.start, one.stop)}
+    assert missing == {at for start, stop in ranges for at in range(start, stop)}
+    assert all(one.watermark in (0, one.length) for one in segments)
+    assert all(one.length <= length for one in segments if not one.is_complete)
+
+
+def test_of_an_empty_file_nothing_can_be_taken_back():
+    assert segments_without([], size=0, segment_size=10) == ()
+    assert segments_without([(0, 0)], size=0, segment_size=10) == ()
 
 
 def test_an_object_that_came_whole_is_one_segment():

@@ -49,7 +49,11 @@ def test_all_that_is_not_claimed_can_be_let_go():
 
 
 def test_a_segment_that_nobody_has_begun_is_never_made_empty():
-    assert run_of(0, 64 * MIB).let_go() is None
+    """It keeps as much as is worth a request; who fills it may be waiting for the answer."""
+    run = run_of(0, 64 * MIB)
+    rest = run.let_go()
+    assert (run.stop, rest.start, rest.stop) == (MIB, MIB, 64 * MIB)
+    assert run_of(0, 2 * MIB - 1).let_go() is None
 
 
 def test_a_small_rest_is_not_worth_a_request():

@@ -7,7 +7,7 @@ import pytest
 
 from downloader.sandbox import samples
 from downloader.verify import bgzf
-from downloader.verify.flaw import Flaw
+from downloader.verify.flaw import Flaw, Stopped
 
 VCF = samples.small_pair()[0]
 STARTS = list(samples.block_starts(VCF))
@@ -120,7 +120,7 @@ def _inflates(deflated):
 def test_other_writers_headers_are_believed_when_all_blocks_agree(put, fields):
     data = reheaded(VCF, **fields)
     assert bgzf.check_blocks(put(data)).size == len(data)
-    assert bgzf.damaged_blocks(put(data)) == []
+    assert bgzf.find_damage(put(data)).ranges == []
 
 
 def test_the_only_block_of_a_small_file_may_be_another_writers(put):
@@ -160,40 +160,54 @@ def test_the_quick_look_sees_both_ends(put):
             bgzf.check_ends(put(data))
 
 
+def test_the_blocks_that_are_intact_are_counted(put):
+    assert bgzf.find_damage(put(VCF)).intact_blocks == len(STARTS)
+    damaged = samples.flipped_byte(samples.flipped_byte(VCF, 20), STARTS[3] + 16)
+    assert bgzf.find_damage(put(damaged)).intact_blocks == len(STARTS) - 2
+    strange = samples.flipped_byte(VCF, STARTS[2] + 5)  # a header field that no checksum covers
+    assert bgzf.find_damage(put(strange)).intact_blocks == len(STARTS) - 1
+
+
+@pytest.mark.parametrize("data", [VCF, samples.incompressible(3 << 20)], ids=["bgzf", "other"])
+def test_the_search_for_damage_ends_when_nobody_waits_for_it(put, data):
+    with pytest.raises(Stopped):
+        bgzf.find_damage(put(data), lambda: True)
+
+
 def test_an_intact_file_has_no_damaged_blocks(put):
-    assert bgzf.damaged_blocks(put(VCF)) == []
-    assert bgzf.damaged_blocks(put(b"")) == []
+    assert bgzf.find_damage(put(VCF)).ranges == []
+    assert bgzf.find_damage(put(b"")).ranges == []
 
 
 @pytest.mark.parametrize("at", [0, 3, 5, 9, 12, 16, 17, 18, 500, 10_000])
 def test_one_flipped_byte_costs_one_block(put, at):
     """Header, length, content: the walk finds its way again at the next block."""
     damaged = samples.flipped_byte(VCF, STARTS[1] + at)
-    assert bgzf.damaged_blocks(put(damaged)) == [(STARTS[1], STARTS[2])]
+    assert bgzf.find_damage(put(damaged)).ranges == [(STARTS[1], STARTS[2])]
 
 
 def test_lost_pages_across_blocks_are_one_range(put):
     damaged = VCF[: STARTS[1] + 50] + bytes(STARTS[3] - STARTS[1]) + VCF[STARTS[3] + 50 :]
-    assert bgzf.damaged_blocks(put(damaged)) == [(STARTS[1], STARTS[4])]
+    assert bgzf.find_damage(put(damaged)).ranges == [(STARTS[1], STARTS[4])]
 
 
 def test_damage_in_two_places_is_two_ranges(put):
     damaged = samples.flipped_byte(samples.flipped_byte(VCF, 20), STARTS[3] + 16)
-    assert bgzf.damaged_blocks(put(damaged)) == [(0, STARTS[1]), (STARTS[3], STARTS[4])]
+    assert bgzf.find_damage(put(damaged)).ranges == [(0, STARTS[1]), (STARTS[3], STARTS[4])]
 
 
 def test_a_tail_that_never_reached_the_disk_is_a_range_up_to_the_end(put):
     """A preallocated file has the right size whatever is missing."""
     damaged = VCF[: STARTS[3]] + bytes(len(VCF) - STARTS[3])
-    assert bgzf.damaged_blocks(put(damaged)) == [(STARTS[3], len(VCF))]
+    assert bgzf.find_damage(put(damaged)).ranges == [(STARTS[3], len(VCF))]
 
 
 def test_a_file_that_is_no_bgzf_is_one_range(put):
     data = samples.incompressible(3 << 20)
-    assert bgzf.damaged_blocks(put(data)) == [(0, len(data))]
+    assert bgzf.find_damage(put(data)).ranges == [(0, len(data))]
 
 
 def test_the_magic_word_is_found_across_the_reading_window(put):
     start = bgzf.READ_BUFFER - 1
     data = bytes(start) + samples.bgzf(b"x")
-    assert bgzf.damaged_blocks(put(data)) == [(0, start)]
+    assert bgzf.find_damage(put(data)).ranges == [(0, start)]

@@ -1,0 +1,233 @@
+"""Mends published files: what is damaged is fetched again, into a copy that takes the file's place.
+
+What takes its place has been proved whole before: by the checksum that the manifest tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+from downloader.concurrency import in_stoppable_thread, in_thread
+from downloader.errors import (
+    DownloaderError,
+    InvalidArgument,
+    ObjectChanged,
+    ObjectMissing,
+    VerificationFailed,
+)
+from downloader.progress import PlannedFile, Reporter
+from downloader.publish import Manifest, ManifestFile
+from downloader.recheck import Recheck
+from downloader.renewal import LinkRenewal, LinkSource
+from downloader.replacing import copy_readable, held_for_repair, put_in_place, remove_copy
+from downloader.task_result import MANIFEST_NAME, PART_SUFFIX, PlannedObject, plan_objects
+from downloader.transfer import Link, TransferOptions, Transferred, transfer_file
+from downloader.transfer.checkpointing import checkpoint_with
+from downloader.transfer.part_file import PartFile
+from downloader.transfer.plan import segments_without
+from downloader.transfer.ranged_get import Version
+from downloader.verify import bgzf
+from state import Checkpoint
+
+__all__ = ["Repair", "repair"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """What came of mending one file; without an `error` it is whole again, and proved."""
+
+    name: str
+    received_bytes: int = 0
+    error: DownloaderError | None = None
+
+
+async def repair(
+    found: Recheck,
+    *,
+    api: LinkSource,
+    session: aiohttp.ClientSession,
+    options: TransferOptions,
+    reporter: Reporter | None = None,
+) -> list[Repair]:
+    """Mend every file that is not what the manifest says, each from the version that it names.
+
+    All of them are tried. A file that cannot be mended is left as it is, and so is one whose bytes
+    are those of the manifest, whatever else is wrong with it.
+
+    Raises:
+        InvalidArgument: there is no manifest to mend by.
+        VerificationFailed: the platform has no links for the task any more.
+        DestinationTaken: another process mends the same result.
+        PlatformError: the platform could not be asked.
+    """
+    if found.manifest is None:
+        raise InvalidArgument(
+            f"{found.path} has no {MANIFEST_NAME}, so nothing tells what to repair it by; "
+            "fetch the task again"
+        )
+    damaged = _damaged(found, found.manifest)
+    if not damaged:
+        return []
+    reporter = reporter or Reporter()
+    reporter.planned([PlannedFile(file.name, file.size) for file in damaged])
+    try:
+        with held_for_repair(found.directory):
+            objects = await _objects(found.manifest.task_id, api, options)
+            mend = _Mend(
+                found.directory,
+                objects,
+                renewal=LinkRenewal(
+                    found.manifest.task_id, api=api, rules=options.rules, reporter=reporter
+                ),
+                session=session,
+                options=options,
+                reporter=reporter,
+            )
+            return [await mend.one(file) for file in damaged]
+    finally:
+        reporter.finished()
+
+
+def _damaged(found: Recheck, manifest: Manifest) -> list[ManifestFile]:
+    """Return the files whose bytes are not those of the manifest."""
+    names = {one.name for one in found.findings if one.problem and one.crc64ecma is None}
+    return [file for file in manifest.files if file.name in names]
+
+
+async def _objects(
+    task_id: str, api: LinkSource, options: TransferOptions
+) -> Mapping[tuple[str, str], PlannedObject]:
+    """Ask the platform for the task's links, by bucket and key."""
+    answer = await api.task_result(task_id)
+    status = str(answer.get("status")).upper()
+    if status != "SUCCESS":
+        raise VerificationFailed(
+            f"Nothing can be repaired: the platform says that task {task_id} is {status[:40]} by "
+            "now, and gives no links; everything was left as it is"
+        )
+    objects = plan_objects(answer.get("result"), rules=options.rules)
+    return {(one.bucket, one.key): one for one in objects}
+
+
+class _Mend:
+    """Mends the files of one published result, one after the other."""
+
+    def __init__(
+        self,
+        directory: Path,
+        objects: Mapping[tuple[str, str], PlannedObject],
+        *,
+        renewal: LinkRenewal,
+        session: aiohttp.ClientSession,
+        options: TransferOptions,
+        reporter: Reporter,
+    ) -> None:
+        self._directory = directory
+        self._objects = objects
+        self._renewal = renewal
+        self._session = session
+        self._options = options
+        self._reporter = reporter
+
+    async def one(self, file: ManifestFile) -> Repair:
+        """Mend one file, or tell why it is left as it is."""
+        try:
+            done = await self._mended(file)
+        except (ObjectChanged, ObjectMissing) as error:
+            return Repair(name=file.name, error=_not_to_be_had(file, str(error)))
+        except DownloaderError as error:
+            return Repair(name=file.name, error=error)
+        self._reporter.file_done(file.name)
+        return Repair(name=file.name, received_bytes=done.received_bytes)
+
+    async def _mended(self, file: ManifestFile) -> Transferred:
+        wanted = self._objects.get((file.bucket, file.key))
+        if wanted is None:
+            raise _not_to_be_had(file, "the task's result does not list it any more")
+        path = self._directory / file.name
+        copy = path.with_name(path.name + PART_SUFFIX)
+        try:
+            done = await self._transferred(file, wanted, copy, await self._copied(file, path, copy))
+            _insist_on(file, done)
+            await in_thread(put_in_place, copy, path)
+        finally:
+            await in_thread(remove_copy, copy)
+        return done
+
+    async def _copied(self, file: ManifestFile, path: Path, copy: Path) -> Checkpoint:
+        """Copy the file, and return a checkpoint that lacks what could not be read."""
+        lost = await in_stoppable_thread(
+            lambda stopped: copy_readable(path, copy, lambda: self._is_stopped(stopped))
+        )
+        told = int(file.crc64ecma) if file.crc64ecma.isdecimal() else None
+        version = Version(etag=file.etag, size=file.size, crc64=told)
+        length = self._options.segment_size
+        return checkpoint_with(version, segments_without(lost, size=file.size, segment_size=length))
+
+    def _is_stopped(self, stopped: Callable[[], bool]) -> bool:
+        self._reporter.alive()
+        return stopped()
+
+    async def _transferred(
+        self, file: ManifestFile, wanted: PlannedObject, copy: Path, checkpoint: Checkpoint
+    ) -> Transferred:
+        return await transfer_file(
+            file.name,
+            part_path=copy,
+            link=Link(wanted.url, lambda refused: self._renewal.renew(wanted, refused)),
+            session=self._session,
+            checkpoints=_InMemory(checkpoint),
+            reporter=self._reporter,
+            options=self._options,
+            find_damage=bgzf.find_damage,
+            same_version=True,
+        )
+
+
+class _InMemory:
+    """The checkpoint of a copy that is made anew by each run."""
+
+    def __init__(self, checkpoint: Checkpoint | None) -> None:
+        self._checkpoint = checkpoint
+
+    async def load(self) -> Checkpoint | None:
+        return self._checkpoint
+
+    async def save(self, checkpoint: Checkpoint, *, previous: Checkpoint | None = None) -> None:
+        self._checkpoint = checkpoint
+
+    async def finish(self, part: PartFile, checkpoint: Checkpoint) -> None:
+        await in_thread(part.sync)
+        await self.save(checkpoint)
+
+    async def clear(self) -> None:
+        self._checkpoint = None
+
+
+def _insist_on(file: ManifestFile, done: Transferred) -> None:
+    """Raise VerificationFailed unless what came is what was published."""
+    if (done.size, str(done.crc64)) == (file.size, file.crc64ecma):
+        return
+    is_same_version = file.etag is not None and done.etag == file.etag
+    if is_same_version and done.crc64_confirmed:
+        raise VerificationFailed(
+            f"{file.name} cannot be repaired by its manifest, which is damaged itself: the store "
+            f"has the version {file.etag} with the CRC-64 {done.crc64}, and the manifest says "
+            f"{file.crc64ecma}; the file was left as it is. Move the result away and fetch the "
+            "task again",
+            name=file.name,
+        )
+    raise _not_to_be_had(file, f"it has {done.size} bytes with the CRC-64 {done.crc64}")
+
+
+def _not_to_be_had(file: ManifestFile, reason: str) -> VerificationFailed:
+    return VerificationFailed(
+        f"{file.name} cannot be repaired: the store does not have the version that was published "
+        f"any more ({reason}); everything was left as it is. To have what is there now, move the "
+        "result away and fetch the task again",
+        name=file.name,
+    )

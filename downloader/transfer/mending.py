@@ -1,0 +1,69 @@
+"""Finds out what of a file is wrong, where its checksum is, so that only that is fetched again.
+
+The pieces of some files prove themselves, as the blocks of a BGZF file do. Of any other it cannot
+be told what the network or the disk has changed, and everything is to be fetched again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from downloader.concurrency import in_stoppable_thread
+from downloader.progress import Reporter
+from downloader.transfer.part_file import disk_error
+
+__all__ = ["FindDamage", "Mending", "Range"]
+
+MAX_RANGES = 1000  # each of them costs a request
+MAX_MENDINGS = 5  # of one file, until it is taken for a line that changes whatever comes
+
+Range = tuple[int, int]  # half-open
+# Asks now and then whether to stop. Returns how many pieces of the file prove themselves, and the
+# ranges that are in none of them, sorted and disjoint.
+FindDamage = Callable[[Path, Callable[[], bool]], tuple[int, Sequence[Range]]]
+
+
+class Mending:
+    """What is wrong in one file, a bounded number of times; the same damage only once."""
+
+    def __init__(self, name: str, *, find_damage: FindDamage | None, reporter: Reporter) -> None:
+        self._name = name
+        self._find_damage = find_damage
+        self._reporter = reporter
+        self._told: set[str] = set()
+
+    async def ranges(self, path: Path, size: int, told: str) -> Sequence[Range]:
+        """Return what of the file is to be fetched again; none if that is not known, or all.
+
+        `told` says what is wrong with the file as a whole: where it is what it was before, fetching
+        the same ranges again has not helped.
+
+        Raises:
+            DiskError: the file cannot be read.
+        """
+        if self._find_damage is None or told in self._told or len(self._told) == MAX_MENDINGS:
+            return ()
+        self._told.add(told)
+        intact, ranges = await self._found(self._find_damage, path)
+        count = sum(stop - start for start, stop in ranges)
+        if not 0 < count < size or len(ranges) > MAX_RANGES:
+            return ()
+        self._reporter.note(
+            f"{self._name}: {told}; {intact:,} of its blocks are intact, fetching the other "
+            f"{count:,} bytes again"
+        )
+        return ranges
+
+    async def _found(self, find: FindDamage, path: Path) -> tuple[int, Sequence[Range]]:
+        def work(stopped: Callable[[], bool]) -> tuple[int, Sequence[Range]]:
+            def ask() -> bool:  # that it asks says that it advances
+                self._reporter.alive()
+                return stopped()
+
+            try:
+                return find(path, ask)
+            except OSError as error:
+                raise disk_error(error, path, "read back") from error
+
+        return await in_stoppable_thread(work)
