@@ -51,7 +51,7 @@ class Diagnosis:
 
 
 async def examine(settings: Settings) -> list[Diagnosis]:
-    """Look at everything that a fetch with these settings needs."""
+    """Look at everything that a fetch with these settings needs, or the service."""
     return [
         _program(),
         *_environment(),
@@ -59,6 +59,7 @@ async def examine(settings: Settings) -> list[Diagnosis]:
         *await in_thread(_destination, settings),
         await in_thread(_state, settings),
         _descriptors(settings),
+        *await in_thread(_service, settings),
     ]
 
 
@@ -82,7 +83,7 @@ def _environment() -> Iterator[Diagnosis]:
         yield Diagnosis(
             what="secret",
             verdict="warning",
-            found=f"{path} holds app_secret and can be read by others",
+            found=f"{path} holds a secret and can be read by others",
             mend=f"chmod 600 {path}",
         )
     proxies = urllib.request.getproxies()
@@ -194,6 +195,38 @@ def _descriptors(settings: Settings) -> Diagnosis:
             mend=f"ulimit -n {needed}, or fewer connections and parallel_files",
         )
     return Diagnosis(what="open files", verdict="ok", found=f"{needed} of {limit} may be needed")
+
+
+def _service(settings: Settings) -> list[Diagnosis]:
+    """Look at what only the service uses, as far as it is set."""
+    commands = {"on_complete": settings.on_complete, "on_failure": settings.on_failure}
+    hooks = [_hook(name, words[0]) for name, words in commands.items() if words]
+    return hooks if settings.inbox is None else [*hooks, _inbox(settings.inbox)]
+
+
+def _hook(name: str, program: str) -> Diagnosis:
+    place = shutil.which(program)
+    if place is not None:
+        return Diagnosis(what=name, verdict="ok", found=place)
+    return Diagnosis(
+        what=name,
+        verdict="failed",
+        found=f"{program} is no program that can be run",
+        mend="give its whole path, and make it executable",
+    )
+
+
+def _inbox(inbox: Path) -> Diagnosis:
+    place = inbox.expanduser().absolute()
+    if _is_writable_directory(_nearest_existing(place)):
+        note = "" if place.exists() else ", which will be made"
+        return Diagnosis(what="inbox", verdict="ok", found=f"{place}{note}")
+    return Diagnosis(
+        what="inbox",
+        verdict="failed",
+        found=f"{place} is no folder in which files can be moved",
+        mend="make it, or change its owner or mode; the service moves what it has read",
+    )
 
 
 def _state_path(state: str) -> Path | None:

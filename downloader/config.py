@@ -25,6 +25,7 @@ from pydantic_settings import (
 
 from downloader import setting_kinds as kinds
 from downloader.errors import InvalidSettings, MissingCredentials
+from downloader.hook_rules import VARIABLES
 from downloader.setting_sources import (
     ENV_PREFIX,
     Layer,
@@ -40,6 +41,7 @@ from downloader.setting_sources import (
     systemd_credential,
     xdg_directory,
 )
+from downloader.timetable import Window
 
 __all__ = [
     "SettingDoc",
@@ -57,6 +59,7 @@ APP = "bge-downloader"
 TEST_PREFIX = "BGE_TEST_"
 GROUP_AND_OTHERS = 0o077
 MAX_SHOWN = 60
+SECRETS = ("app_secret", "webhook_secret")
 MIB = 1024**2
 
 
@@ -158,6 +161,46 @@ class Settings(BaseSettings):
         Field("full", description="How thoroughly a VCF and its index are checked.")
     )
 
+    parallel_tasks: Annotated[int, kinds.whole_number(1, 1000)] = Field(
+        64, description="Service: tasks whose files are brought at the same time at the most."
+    )
+    calls_per_second: Annotated[float, kinds.decimal(0.01, 1000)] = Field(
+        5, description="Service: calls to the platform per second, for all tasks together."
+    )
+    task_attempts: Annotated[int, kinds.whole_number(1, 1000)] = Field(
+        8, description="Service: attempts at a task, with growing pauses, before it has failed."
+    )
+    limit_rate_times: Annotated[tuple[Window, ...], kinds.windows()] = Field(
+        (), description="Service: other values of `limit_rate` at certain times of the week."
+    )
+    inbox: Annotated[Path | None, kinds.path()] = Field(
+        None, description="Service: a folder in which files name the tasks to fetch."
+    )
+    on_complete: Annotated[tuple[str, ...] | None, kinds.command()] = Field(
+        None, description="Service: a command to run when a task's result is there."
+    )
+    on_failure: Annotated[tuple[str, ...] | None, kinds.command()] = Field(
+        None, description="Service: a command to run when a task has failed for good."
+    )
+    webhook: Annotated[str | None, kinds.web_address()] = Field(
+        None, repr=False, description="Service: an address to which each task's end is posted."
+    )
+    webhook_secret: Annotated[SecretStr | None, kinds.secret(SecretStr)] = Field(
+        None, description="Service: the secret that signs what is posted."
+    )
+    webhook_secret_file: Annotated[Path | None, kinds.path()] = Field(
+        None, description="Service: a file whose first line is that secret."
+    )
+    hook_timeout: Annotated[float, kinds.duration()] = Field(
+        300, description="Service: seconds that a command, or a post, may take."
+    )
+    keep_history: Annotated[float, kinds.duration()] = Field(
+        90 * 86400, description="Service: seconds that an ended task stays in the state."
+    )
+    log_format: Annotated[Literal["auto", "text", "json"], kinds.choice("auto", "text", "json")] = (
+        Field("auto", description="Service: lines for people and the journal, or JSON.")
+    )
+
     @field_validator("*", mode="before")
     @classmethod
     def _parse(cls, value: object, info: ValidationInfo) -> object:
@@ -201,6 +244,17 @@ class Settings(BaseSettings):
             f"app_secret_file, or write them into ~/.config/{APP}/config.toml, or let systemd "
             "load the credentials app_key and app_secret"
         )
+
+    def signing_secret(self) -> str | None:
+        """Return the secret that signs posts, read from its file if that is where it is.
+
+        Raises:
+            MissingCredentials: its file cannot be read.
+        """
+        if self.webhook_secret is not None:
+            return self.webhook_secret.get_secret_value()
+        file = _credential_file("webhook_secret", self)
+        return read_credential(file) if file else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,23 +333,26 @@ def explain_settings(
 
 
 def exposed_secrets() -> list[Path]:
-    """Return the files that hold app_secret and that are open to other users.
+    """Return the files that hold a secret and that are open to other users.
 
     Raises:
         InvalidSettings: a settings file cannot be read.
     """
-    holders = [file for file in config_paths() if "app_secret" in _file_layer(file).values]
+    holders = [file for file in config_paths() if {*SECRETS} & {*_file_layer(file).values}]
     for layer in _outer_layers():
-        named = layer.values.get("app_secret_file")
-        if isinstance(named, str):
-            holders.append(Path(os.path.expanduser(named)))  # noqa: PTH111 - raises nothing
+        named = [layer.values.get(f"{name}_file") for name in SECRETS]
+        # `~` without Path, which raises where there is no such user.
+        holders += [Path(os.path.expanduser(file)) for file in named if isinstance(file, str)]  # noqa: PTH111
     present = filter(is_there, dict.fromkeys(holders))
     return [file for file in present if file.stat().st_mode & GROUP_AND_OTHERS]
 
 
 def unknown_environment() -> list[tuple[str, str | None]]:
-    """Return the BGE_* variables that no setting has, each with the nearest one that is known."""
-    known = {env_name(name) for name in _names()}
+    """Return the BGE_* variables that no setting has, each with the nearest one that is known.
+
+    Those by which hooks are told are none: a command may look what is wrong.
+    """
+    known = {*map(env_name, _names()), *VARIABLES}
     unknown = []
     for variable in sorted(os.environ):
         is_ours = variable.startswith(ENV_PREFIX) and not variable.startswith(TEST_PREFIX)
@@ -353,6 +410,6 @@ def _sentence(name: str, layers: list[Layer]) -> str:
 
 def _credential_file(name: str, settings: Settings) -> Path | None:
     """Return the file that stands in for a credential that was not given itself."""
-    if name == "app_secret" and settings.app_secret_file:
-        return settings.app_secret_file
-    return systemd_credential(name) if name in {"app_key", "app_secret"} else None
+    if name in SECRETS and (file := getattr(settings, f"{name}_file")) is not None:
+        return Path(file)
+    return systemd_credential(name) if name in {"app_key", *SECRETS} else None

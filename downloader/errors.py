@@ -24,6 +24,7 @@
     ├── DiskError                          1
     │   └── DiskFull                       1
     ├── DestinationTaken                   1
+    ├── TaskCancelled                      1
     └── Interrupted                      130 or 143
 
 A message is one clear sentence for a person: what happened, what was expected, what to do.
@@ -56,6 +57,7 @@ __all__ = [
     "PlatformError",
     "PlatformUnavailable",
     "StoreUnavailable",
+    "TaskCancelled",
     "TaskFailed",
     "TaskNotReady",
     "TransferError",
@@ -210,6 +212,10 @@ class DiskFull(DiskError):
 
 class DestinationTaken(DownloaderError):
     """The destination is there already and is not ours to replace, or another process holds it."""
+
+
+class TaskCancelled(DownloaderError):
+    """Somebody cancelled or removed the task while it was being fetched; what came is kept."""
 
 
 class Interrupted(DownloaderError):

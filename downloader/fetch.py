@@ -10,9 +10,8 @@ from pathlib import Path
 
 import aiohttp
 
-from downloader.api import AsyncPrivateAPI
 from downloader.concurrency import beside, in_thread
-from downloader.errors import VerificationFailed
+from downloader.errors import TaskCancelled, VerificationFailed
 from downloader.fetch_records import FetchOptions, FetchReport, FollowedFailure
 from downloader.history import History
 from downloader.holding import claim_or_follow, keep_lease
@@ -20,29 +19,36 @@ from downloader.polling import wait_for_result
 from downloader.progress import PlannedFile, Reporter
 from downloader.proving import Proved, Proving
 from downloader.publish import Manifest, ResultDirectory
-from downloader.renewal import LinkRenewal
+from downloader.renewal import LinkRenewal, LinkSource
 from downloader.task_result import PlannedObject, plan_objects, valid_task_id
 from downloader.units import counted, listed
 from state import AsyncStore, Phase, StateError, StateStore, Task, current_owner
 
-__all__ = ["FetchOptions", "FetchReport", "FollowedFailure", "fetch_task"]
+__all__ = ["NOT_ASKED", "FetchOptions", "FetchReport", "FollowedFailure", "fetch_task"]
+
+NOT_ASKED = object()  # stands for a result that nobody has asked the platform for yet
 
 
 async def fetch_task(
     task_id: str,
     dest: Path,
     *,
-    api: AsyncPrivateAPI,
+    api: LinkSource,
     store: AsyncStore,
     session: aiohttp.ClientSession,
     options: FetchOptions | None = None,
     reporter: Reporter | None = None,
+    known_result: object = NOT_ASKED,
+    owner: str | None = None,
 ) -> FetchReport:
     """Bring every file of a task to `dest/task_id`, verified; running it again moves no bytes.
 
     Waits until the task is finished. Whatever ends it early, what has been received stays in
     `dest/task_id.partial` and the next run goes on from there. While another process fetches the
     same task with the same state, its progress is followed and its outcome is ours.
+
+    Whoever has just asked the platform gives the `known_result` of a task that is SUCCESS. With an
+    `owner` the lease is that owner's, who renews it and gives it back.
 
     Raises:
         DownloaderError: as its subclass says; it is also in the task's history, unless another
@@ -56,6 +62,8 @@ async def fetch_task(
         session=session,
         options=options or FetchOptions(),
         reporter=reporter or Reporter(),
+        known_result=known_result,
+        owner=owner,
     )
     return await fetch.run()
 
@@ -69,11 +77,13 @@ class _Fetch:
         self,
         place: ResultDirectory,
         *,
-        api: AsyncPrivateAPI,
+        api: LinkSource,
         store: AsyncStore,
         session: aiohttp.ClientSession,
         options: FetchOptions,
         reporter: Reporter,
+        known_result: object,
+        owner: str | None,
     ) -> None:
         self._place = place
         self._api = api
@@ -81,23 +91,38 @@ class _Fetch:
         self._session = session
         self._options = options
         self._reporter = reporter
+        self._known_result = known_result
+        self._owner = owner
         self._began = time.monotonic()
 
     async def run(self) -> FetchReport:
         try:
             await in_thread(self._place.check_writable)
-            task = await self._store.call(
-                StateStore.ensure_task, self._place.task_id, str(self._place.dest)
-            )
-            owner = current_owner()
+            task = await self._remembered()
+            owner = self._owner or current_owner()
             try:
                 return await self._as_holder_or_follower(task, owner)
+            except TaskCancelled:
+                # It went on for a moment, and may have entered its next phase.
+                await self._store.run(lambda store: store.agenda.confirm_cancelled(task.id))
+                raise
             finally:
                 # Also when it was cancelled while it claimed the task: the claim is carried out.
-                with contextlib.suppress(StateError):
-                    await self._store.call(StateStore.release, task.id, owner)
+                if self._owner is None:
+                    with contextlib.suppress(StateError):
+                        await self._store.call(StateStore.release, task.id, owner)
         finally:
             self._reporter.finished()
+
+    async def _remembered(self) -> Task:
+        """Return the task's record; who holds its lease already has made it, or it was removed."""
+        place = (self._place.task_id, str(self._place.dest))
+        if self._owner is None:
+            return await self._store.call(StateStore.ensure_task, *place)
+        found = await self._store.call(StateStore.find_tasks, *place)
+        if not found:
+            raise TaskCancelled(f"Task {self._place.task_id} was removed before it was fetched")
+        return found[0]
 
     async def _as_holder_or_follower(self, task: Task, owner: str) -> FetchReport:
         poll = self._options.poll
@@ -111,11 +136,13 @@ class _Fetch:
         if ended is not None:
             return await self._as_it_ended(ended)
         history = History(task, store=self._store)
-        async with (
-            beside(keep_lease(task, store=self._store, owner=owner)),
-            history.with_its_end(),
-        ):
+        async with self._lease_kept(task, owner), history.with_its_end():
             return await self._if_published(task, history) or await self._fetched(task, history)
+
+    def _lease_kept(self, task: Task, owner: str) -> contextlib.AbstractAsyncContextManager[None]:
+        if self._owner is not None:
+            return contextlib.nullcontext()
+        return beside(keep_lease(task, store=self._store, owner=owner))
 
     async def _if_published(self, task: Task, history: History) -> FetchReport | None:
         manifest = await self._published_whole(history)
@@ -127,8 +154,7 @@ class _Fetch:
         return self._report(manifest)
 
     async def _fetched(self, task: Task, history: History) -> FetchReport:
-        await history.enter(Phase.WAITING)
-        await history.tell("started", f"Fetching into {self._place.final}")
+        await history.enter(Phase.WAITING, told=("started", f"Fetching into {self._place.final}"))
         # The result itself is let go: thousands of links are long.
         objects = plan_objects(
             await self._result(task, history), rules=self._options.transfer.rules
@@ -146,6 +172,9 @@ class _Fetch:
     # Ask and plan.
 
     async def _result(self, task: Task, history: History) -> object:
+        if self._known_result is not NOT_ASKED:
+            result, self._known_result = self._known_result, None  # thousands of links are long
+            return result
         heard: str | None = None
 
         async def record(status: str) -> None:
@@ -240,9 +269,9 @@ class _Fetch:
         return None
 
     async def _record_published(self, manifest: Manifest, history: History) -> None:
-        await history.enter(Phase.PUBLISHED)
         size = sum(file.size for file in manifest.files)
-        await history.tell("published", f"Published as {self._place.final}", bytes=size)
+        told = ("published", f"Published as {self._place.final}")
+        await history.enter(Phase.PUBLISHED, told=told, bytes=size)
 
     async def _as_it_ended(self, ended: Task) -> FetchReport:
         """Return what another process has published, or raise what it met."""

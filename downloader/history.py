@@ -26,9 +26,15 @@ class History:
                 lambda store: store.add_event(self._task.id, kind, message, **facts)
             )
 
-    async def enter(self, phase: Phase) -> None:
-        """Let the task enter a phase; what it ended with before is forgotten."""
-        await self._store.call(StateStore.set_phase, self._task.id, phase)
+    async def enter(
+        self, phase: Phase, *, told: tuple[str, str] | None = None, **facts: object
+    ) -> None:
+        """Let the task enter a phase; what it ended with before is forgotten.
+
+        `told` is the kind and the text of a line that is added with it, at once or not at all.
+        """
+        line = None if told is None else (*told, facts)
+        await self._store.call(StateStore.set_phase, self._task.id, phase, told=line)
 
     @contextlib.asynccontextmanager
     async def with_its_end(self) -> AsyncIterator[None]:
@@ -47,7 +53,7 @@ class History:
             raise
 
     async def _end(self, phase: Phase, error: DownloaderError | StateError) -> None:
-        message = str(error)
+        kind, message = "failed" if phase is Phase.FAILED else "not ready", str(error)
         with contextlib.suppress(StateError):  # the first error is the one to be told
             await self._store.call(
                 StateStore.set_phase,
@@ -55,6 +61,5 @@ class History:
                 phase,
                 message=message,
                 exit_code=error.exit_code,
+                told=(kind, message, {"exit_code": error.exit_code}),
             )
-            kind = "failed" if phase is Phase.FAILED else "not ready"
-            await self.tell(kind, message, exit_code=error.exit_code)

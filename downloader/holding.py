@@ -5,12 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 
-from downloader.errors import DestinationTaken, TaskNotReady
+from downloader.errors import DestinationTaken, TaskCancelled, TaskNotReady
 from downloader.progress import PlannedFile, Reporter
 from downloader.retry import pause
-from state import AsyncStore, Phase, StateError, StateStore, Task, describe_owner, is_held
+from state import (
+    AsyncStore,
+    Phase,
+    RecordMissing,
+    StateError,
+    StateStore,
+    Task,
+    describe_owner,
+    is_held,
+)
 
-__all__ = ["claim_or_follow", "keep_lease"]
+__all__ = ["HEARTBEAT_SECONDS", "LEASE_SECONDS", "claim_or_follow", "keep_lease", "why_lost"]
 
 LEASE_SECONDS = 60.0
 HEARTBEAT_SECONDS = 15.0
@@ -41,7 +50,8 @@ async def keep_lease(task: Task, *, store: AsyncStore, owner: str) -> None:
 
     Raises:
         DestinationTaken: the lease is somebody else's by now.
-        StateError: it could not be renewed in time, or the task was removed.
+        TaskCancelled: the task was cancelled or removed.
+        StateError: it could not be renewed in time.
     """
     renewed_at = time.monotonic()
     while True:
@@ -53,13 +63,29 @@ async def keep_lease(task: Task, *, store: AsyncStore, owner: str) -> None:
                 raise
             continue
         if not is_ours:
-            await store.call(StateStore.get_task, task.id)  # raises if it was removed meanwhile
-            raise DestinationTaken(
-                f"Another process has taken over task {task.task_id}, since this one did not "
-                "renew its claim in time; what was received is kept, and the same command "
-                "follows that process"
-            )
+            raise await why_lost(task, store=store)
         renewed_at = time.monotonic()
+
+
+async def why_lost(task: Task, *, store: AsyncStore) -> DestinationTaken | TaskCancelled:
+    """Return the error of a fetch whose lease is its own no more."""
+    try:
+        now = await store.call(StateStore.get_task, task.id)
+    except RecordMissing:
+        return TaskCancelled(
+            f"Task {task.task_id} was removed while it was being fetched; fetching it again "
+            "begins anew"
+        )
+    if now.acquired_by is None:
+        return TaskCancelled(
+            f"Task {task.task_id} was cancelled while it was being fetched; what was received is "
+            "kept, and the same command goes on"
+        )
+    return DestinationTaken(
+        f"Another process has taken over task {task.task_id}, since this one did not "
+        "renew its claim in time; what was received is kept, and the same command "
+        "follows that process"
+    )
 
 
 class _Following:

@@ -15,7 +15,7 @@ from downloader.progress import Reporter
 from downloader.retry import pause, pause_seconds
 from downloader.units import format_seconds
 
-__all__ = ["PollOptions", "TaskResults", "wait_for_result"]
+__all__ = ["PollOptions", "TaskResults", "not_ready", "status_of", "wait_for_result"]
 
 # Celery's words; an unknown one counts as going on.
 GOING_ON = ("PENDING", "RECEIVED", "STARTED", "RETRY")
@@ -91,11 +91,11 @@ class _Waiting:
                 self._unchanged += 1
                 self._reporter.note(f"{error}; still waiting for the task")
             else:
-                status = _status(answer)
+                status = read_status(answer)
                 await record(status)
                 if status == "SUCCESS":
                     return answer.get("result")
-                self._judge(status, answer.get("result"))
+                self._judge(status, answer)
             await self._pause(retry_after)
 
     async def _ask(self) -> Mapping[str, Any]:
@@ -106,13 +106,9 @@ class _Waiting:
         except TimeoutError:
             raise self._not_ready() from None
 
-    def _judge(self, status: str, reason: object) -> None:
+    def _judge(self, status: str, answer: Mapping[str, Any]) -> None:
         """Raise where waiting has no use; otherwise take note of the status."""
-        if status in FAILED:
-            raise TaskFailed(
-                f"The platform says that task {self._task_id} has failed ({status}): "
-                f"{_told(reason)}"
-            )
+        status_of(self._task_id, answer)
         if status not in GOING_ON and status != self._status:
             logger.warning("The platform calls task %s %r; waiting on", self._task_id, status)
         self._unchanged = 1 if status != self._status else self._unchanged + 1
@@ -144,19 +140,49 @@ class _Waiting:
                 f"The platform gave no answer about task {self._task_id} within "
                 f"{format_seconds(self._options.deadline)}; try again, or allow more with --timeout"
             )
-        patience = f" after {format_seconds(self._options.deadline)}" if self._options.wait else ""
-        hint = (
-            "; the platform says PENDING of ids it does not know too, so check the id"
-            if self._status == "PENDING"
-            else ""
-        )
-        return TaskNotReady(
-            f"Task {self._task_id} has no result yet{patience}, it is {self._status}{hint}; "
-            "the same command goes on waiting"
+        waited = self._options.deadline if self._options.wait else None
+        return not_ready(
+            self._task_id, self._status, waited, what_next="the same command goes on waiting"
         )
 
 
-def _status(answer: Mapping[str, Any]) -> str:
+def not_ready(
+    task_id: str, status: str, waited_seconds: float | None, *, what_next: str
+) -> TaskNotReady:
+    """Return the error of a task without a result, after so long if anybody waited for it."""
+    patience = "" if waited_seconds is None else f" after {format_seconds(waited_seconds)}"
+    hint = (
+        "; the platform says PENDING of ids it does not know too, so check the id"
+        if status == "PENDING"
+        else ""
+    )
+    return TaskNotReady(
+        f"Task {task_id} has no result yet{patience}, it is {status}{hint}; {what_next}"
+    )
+
+
+def status_of(task_id: str, answer: Mapping[str, Any]) -> str:
+    """Return the status of a task that is SUCCESS or may still become it.
+
+    Raises:
+        TaskFailed: the platform says FAILURE or REVOKED.
+        BadTaskResult: the answer names no status.
+    """
+    status = read_status(answer)
+    if status in FAILED:
+        raise TaskFailed(
+            f"The platform says that task {task_id} has failed ({status}): "
+            f"{_told(answer.get('result'))}"
+        )
+    return status
+
+
+def read_status(answer: Mapping[str, Any]) -> str:
+    """Return the platform's word.
+
+    Raises:
+        BadTaskResult: the answer has none.
+    """
     status = answer.get("status")
     if not isinstance(status, str) or not status.strip():
         raise BadTaskResult(

@@ -10,9 +10,12 @@ from urllib.parse import urlsplit
 from downloader.errors import BadTaskResult, LinkRefused, redacted
 from downloader.hosts import HostRules
 from downloader.progress import Reporter
+from downloader.retry import pause
 from downloader.task_result import PlannedObject, plan_objects
 
 __all__ = ["LinkRenewal", "LinkSource"]
+
+ANOTHER_SECOND = 1.1  # after which a link that is signed anew expires later
 
 
 class LinkSource(Protocol):
@@ -89,6 +92,16 @@ class LinkRenewal:
         self._links = {(one.bucket, one.key): one.link for one in objects}
 
     async def _signed(self, wanted: PlannedObject) -> str:
+        link = await self._ask_to_sign(wanted)
+        if link in self._refused:
+            # Signed within one second, two links are the same; and a refusal may pass.
+            await pause(ANOTHER_SECOND)
+            link = await self._ask_to_sign(wanted)
+        if link in self._refused:
+            raise LinkRefused(f"The store refuses the only link that there is to {wanted.name}")
+        return link
+
+    async def _ask_to_sign(self, wanted: PlannedObject) -> str:
         answer = await self._api.sign_url(wanted.key)
         link = answer.get("url")
         if not isinstance(link, str) or not link:
@@ -102,6 +115,4 @@ class LinkRenewal:
                 f"The platform was asked to sign a link to {wanted.name} and gave one to another "
                 f"object, {redacted(link)}; nothing was fetched from it"
             )
-        if link in self._refused:
-            raise LinkRefused(f"The store refuses the only link that there is to {wanted.name}")
         return link

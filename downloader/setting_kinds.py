@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,9 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from downloader.errors import redacted
+from downloader.errors import InvalidSettings, redacted
+from downloader.hook_rules import check_command, check_webhook
+from downloader.timetable import Window, format_windows, parse_windows
 from downloader.units import (
     MAX_BYTES,
     parse_bytes,
@@ -31,6 +34,8 @@ __all__ = [
     "Kind",
     "choice",
     "choices",
+    "command",
+    "decimal",
     "duration",
     "endpoint",
     "hosts",
@@ -39,7 +44,9 @@ __all__ = [
     "secret",
     "size",
     "state_location",
+    "web_address",
     "whole_number",
+    "windows",
 ]
 
 # Ten years: beyond it a deadline would leave the calendar's range in some addition of dates.
@@ -75,6 +82,19 @@ def whole_number(minimum: int, maximum: int) -> Kind:
 
     bounds = f"{minimum} to {maximum}"
     return Kind(f"whole number, {bounds}", f"a whole number from {bounds}", parse)
+
+
+def decimal(minimum: float, maximum: float) -> Kind:
+    """Return the kind of a number between two bounds, both included."""
+
+    def parse(value: object) -> float:
+        number = float(_number(value, _parse_decimal))
+        if not minimum <= number <= maximum:  # written so that NaN fails too
+            raise ValueError("out of bounds")
+        return number
+
+    bounds = f"{minimum:g} to {maximum:g}"
+    return Kind(f"number, {bounds}", f"a number from {bounds}", parse, _plain_decimal)
 
 
 def size(minimum: int = 0) -> Kind:
@@ -158,6 +178,60 @@ def hosts() -> Kind:
     return Kind("list of hosts", expected, parse, ",".join)
 
 
+def command() -> Kind:
+    """Return the kind of a program with its arguments: a list, or text as one types it."""
+
+    def parse(value: object) -> tuple[str, ...]:
+        words = shlex.split(value) if isinstance(value, str) else value
+        if not isinstance(words, list | tuple) or not all(isinstance(one, str) for one in words):
+            raise ValueError("not a list of texts")
+        _insist(check_command, words)
+        return tuple(words)
+
+    def show(value: tuple[str, ...] | None) -> str:
+        # Its arguments may hold anything, secrets too.
+        return NOT_SET if value is None else shlex.quote(value[0]) + (" …" if value[1:] else "")
+
+    expected = (
+        "a program on the PATH, or the whole path of one, and its arguments, "
+        'such as ["/usr/local/bin/load", "--now"],'
+    )
+    return Kind("list of texts, or as typed", expected, parse, show, sensitive=True)
+
+
+def web_address() -> Kind:
+    """Return the kind of an address that is posted to; it may hold secrets anywhere."""
+
+    def parse(value: object) -> str:
+        address = _text(value)
+        _insist(check_webhook, address)
+        return address
+
+    def show(value: str | None) -> str:
+        if value is None:
+            return NOT_SET
+        parts = urlsplit(value)
+        return f"{parts.scheme}://{parts.netloc}/…"
+
+    expected = (
+        "an https address in ASCII (http on this machine only) without a user name and a fragment, "
+        "such as https://lab.example.org/hook,"
+    )
+    return Kind("URL", expected, parse, show, sensitive=True)
+
+
+def windows() -> Kind:
+    """Return the kind of a timetable: windows of the week, each with its rate."""
+
+    def show(value: tuple[Window, ...]) -> str:
+        return format_windows(value)
+
+    expected = (
+        'a list of windows such as ["mon-fri 08:00-18:00 20M"], or the same as text joined by `;`,'
+    )
+    return Kind("list of windows", expected, _parse_windows, show)
+
+
 def path() -> Kind:
     """Return the kind of a file's or directory's place; `~` is expanded."""
 
@@ -201,6 +275,15 @@ def secret(result: Callable[[str], str | SecretStr]) -> Kind:
     return Kind("text", "text that is not empty (in quotes, if in a file)", parse, show, True)
 
 
+def _parse_windows(value: object) -> tuple[Window, ...]:
+    if isinstance(value, list | tuple) and all(isinstance(one, Window) for one in value):
+        return tuple(value)
+    texts = value if isinstance(value, str) else list(value) if isinstance(value, list) else None
+    if texts is None or not all(isinstance(one, str) for one in texts):
+        raise ValueError("no text, and no list of texts")
+    return parse_windows(texts)
+
+
 def _number(value: object, parse_text: Callable[[str], _Number]) -> _Number | float:
     if isinstance(value, str):
         return parse_text(value)
@@ -214,6 +297,24 @@ def _parse_digits(text: str) -> int:
     if not re.fullmatch(r"[0-9]+", text.strip()):
         raise ValueError("not a whole number")
     return int(text)
+
+
+def _parse_decimal(text: str) -> float:
+    # Nor would float(): it would take "nan" and "1e3" too.
+    if not re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", text.strip()):
+        raise ValueError("not a number")
+    return float(text)
+
+
+def _plain_decimal(value: float) -> str:
+    return str(value).removesuffix(".0")
+
+
+def _insist(check: Callable[[Any], None], value: object) -> None:
+    try:
+        check(value)
+    except InvalidSettings as error:
+        raise ValueError("against the rules of hooks") from error
 
 
 def _whole(number: float) -> int:

@@ -29,6 +29,22 @@ __all__ = [
 
 ENV_PREFIX = "BGE_"
 MAX_LINE_LENGTH = 4096
+# What only the service knows: it is set up by files, not by arguments.
+SERVICE_ONLY = (
+    "calls_per_second",
+    "hook_timeout",
+    "inbox",
+    "keep_history",
+    "limit_rate_times",
+    "log_format",
+    "on_complete",
+    "on_failure",
+    "parallel_tasks",
+    "task_attempts",
+    "webhook",
+    "webhook_secret",
+    "webhook_secret_file",
+)
 # Arguments are seen by every user of the machine, so the credentials are none. `--timeout` is the
 # deadline of a task, which people want far more often than the time-out of a platform call.
 FLAGS_BY_NAME: Mapping[str, str | None] = {
@@ -37,6 +53,7 @@ FLAGS_BY_NAME: Mapping[str, str | None] = {
     "app_secret_file": None,
     "timeout": None,
     "poll_deadline": "--timeout",
+    **dict.fromkeys(SERVICE_ONLY),
 }
 
 

@@ -14,9 +14,11 @@ from downloader.cli.api_command import app as api
 from downloader.cli.demo_command import demo
 from downloader.cli.doctor_command import doctor
 from downloader.cli.fetch_command import fetch
+from downloader.cli.run_command import run_service
 from downloader.cli.running import PROGRAM, hold_standard_streams
 from downloader.cli.sandbox_command import sandbox
 from downloader.cli.status_command import status
+from downloader.cli.task_commands import add, cancel, remove, retry
 from downloader.cli.verify_command import verify
 
 __all__ = ["app", "main"]
@@ -33,7 +35,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("fetch", short_help="Bring the results of tasks to disk, proved.")(fetch)
+app.command("run", short_help="The service: watch tasks, and fetch what is ready.")(run_service)
+app.command("add", short_help="Let the service watch tasks.")(add)
 app.command("status", short_help="Show what is known of tasks.")(status)
+app.command("retry", short_help="Let the service begin tasks again.")(retry)
+app.command("cancel", short_help="Let nobody work on tasks any more.")(cancel)
+app.command("remove", short_help="Forget tasks; results stay.")(remove)
 app.command("verify", short_help="Prove files on disk again, offline.")(verify)
 app.add_typer(api, name="api", short_help="Call the platform, print its JSON.")
 app.command("doctor", short_help="Find out what would make a fetch fail.")(doctor)

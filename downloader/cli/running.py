@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import typer
@@ -43,15 +43,23 @@ _interruption = {"is_told": False}
 T = TypeVar("T")
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
+def run(
+    main: Coroutine[Any, Any, T],
+    *,
+    on_hangup: Callable[[], object] | None = None,
+    say: Callable[[str], object] | None = None,
+) -> T:
     """Run a command's coroutine; SIGINT and SIGTERM cancel it, a second one ends the process.
+
+    So does SIGHUP, a lost terminal, unless `on_hangup` is what is to be done then. What there is
+    to say of an end that came before everything was closed is for `say`, or else for stderr.
 
     Raises:
         Interrupted: a signal ended it; everything it held was closed.
     """
     import asyncio
 
-    return asyncio.run(_until_a_signal(main))
+    return asyncio.run(_until_a_signal(main, on_hangup, say or complain))
 
 
 def collect_from_now_on() -> None:
@@ -61,7 +69,11 @@ def collect_from_now_on() -> None:
         gc.enable()
 
 
-async def _until_a_signal(main: Coroutine[Any, Any, T]) -> T:
+async def _until_a_signal(
+    main: Coroutine[Any, Any, T],
+    on_hangup: Callable[[], object] | None,
+    say: Callable[[str], object],
+) -> T:
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 
@@ -76,13 +88,15 @@ async def _until_a_signal(main: Coroutine[Any, Any, T]) -> T:
         if received:
             os._exit(128 + number)
         received.append(number)
-        last_resort = threading.Timer(DRAIN_SECONDS, _give_up, args=[128 + number])
+        last_resort = threading.Timer(DRAIN_SECONDS, _give_up, args=[128 + number, say])
         last_resort.daemon = True
         last_resort.start()
         task.cancel(128 + number)
 
     for number in _ending_signals():
         loop.add_signal_handler(number, stop, number)
+    if on_hangup is not None:
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
     try:
         return await task
     except asyncio.CancelledError:
@@ -97,8 +111,8 @@ def _ending_signals() -> list[int]:
     return [signal.SIGINT, signal.SIGTERM, *lost]
 
 
-def _give_up(exit_code: int) -> None:
-    complain(
+def _give_up(exit_code: int, say: Callable[[str], object]) -> None:
+    say(
         "Interrupted before everything was closed, as when a disk is slow; what was recorded is "
         "kept, and the same command goes on"
     )

@@ -2,189 +2,151 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from downloader.cli import options
+from downloader.cli import known, options, status_views
+from downloader.cli.id_list import checked_ids
 from downloader.cli.running import told
-from downloader.errors import DownloaderError
+from downloader.cli.status_screens import Page, Screen, choose_screen
 
 if TYPE_CHECKING:
-    from state import Event, FileProgress, StateStore, Task
+    from state import Phase, StateStore, Task
 
 __all__ = ["status"]
 
 TaskIds = Annotated[
     list[str] | None,
-    typer.Argument(metavar="TASK_ID", help="Show these with their history; all if none."),
+    typer.Argument(metavar="TASK_ID", help="Show these with their history."),
 ]
-COLUMNS = ("TASK", "PHASE", "PLATFORM", "FILES", "ON DISK", "UPDATED (UTC)", "PLACE")
+All = Annotated[bool, typer.Option("--all", help="Every task, however many there are.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Show it anew every 2 s, until Ctrl-C.")]
+
+SHOWN = 50  # tasks, if nobody wants all
+SHOWN_ENDED = 20  # of them, that have ended
+WATCH_SECONDS = 2.0
+INTERRUPTED = 130
 
 
 def status(
     task_ids: TaskIds = None,
     *,
+    all: All = False,  # noqa: A002 - the flag's name
+    watch: Watch = False,
     json: options.Json = False,
     state: options.State = None,
 ) -> None:
-    """Show the tasks that this state knows; with TASK_ID, that task's files and history."""
-    with told():
+    """Show the tasks that this state knows; with TASK_ID, that task's files and history.
+
+    Without --all, of many tasks those that are at work or will be next, and the last that ended;
+    with --json, always all.
+    """
+    with told(), contextlib.ExitStack() as stack:
         from downloader.config import load_settings
-        from state import StateStore
 
+        wanted = checked_ids(task_ids or [])
         location = load_settings(options.given(state=state)).state
-        if "://" not in location and not Path(location).expanduser().exists():
-            _show_nothing(location, task_ids or [])
-            return
-        with StateStore.open(location) as store:
-            found = _found(store, task_ids or [])
-            if json:
-                _print_json(store, found)
-            elif task_ids:
-                for task in found:
-                    _print_history(store, task)
-            else:
-                _print_table(store, found)
+        screen = choose_screen(is_redrawn=watch and not json)
+        if watch:
+            stack.enter_context(_ending_quietly(screen))
+        store = None
+        while True:
+            if store is None and (wanted or known.is_there(location)):
+                store = stack.enter_context(known.opened_if_there(location, wanted))
+            _show(store, wanted, screen, all_tasks=all, json=json)
+            if not watch:
+                return
+            time.sleep(WATCH_SECONDS)
 
 
-def _show_nothing(location: str, task_ids: Sequence[str]) -> None:
-    """Say that nothing is known yet; asking makes no state file."""
-    if task_ids:
-        raise DownloaderError(f"{task_ids[0]} is not known: there is no state at {location} yet")
-    typer.echo("No task is known yet.", err=True)
+@contextlib.contextmanager
+def _ending_quietly(screen: Screen) -> Iterator[None]:
+    """Let Ctrl-C be the end that was announced, and no error."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        screen.close()
+        raise typer.Exit(INTERRUPTED) from None
 
 
-def _found(store: StateStore, task_ids: Sequence[str]) -> list[Task]:
-    if not task_ids:
-        return store.find_tasks()
-    found = []
-    for task_id in task_ids:
-        tasks = store.find_tasks(task_id)
-        if not tasks:
-            raise DownloaderError(
-                f"{task_id} is not known to the state {store.location}; "
-                "`bge-downloader status` lists what is"
-            )
-        found += tasks
-    return found
+def _show(
+    store: StateStore | None,
+    task_ids: Sequence[str],
+    screen: Screen,
+    *,
+    all_tasks: bool,
+    json: bool,
+) -> None:
+    if store is None:
+        screen.show(Page(notes=["No task is known yet."]))
+    elif json:
+        _print_json(store, task_ids)
+    elif task_ids:
+        screen.show(_histories(store, task_ids))
+    else:
+        screen.show(_table(store, all_tasks=all_tasks, width=screen.width))
 
 
-def _print_table(store: StateStore, tasks: Sequence[Task]) -> None:
+def _table(store: StateStore, *, all_tasks: bool, width: int | None) -> Page:
     from downloader.logs import printable
+    from state.store import utc_now
 
+    now = utc_now()
+    head = [*status_views.service_lines(store.services.list(), now=now)]
+    tasks = store.find_tasks() if all_tasks else [*_those_that_matter(store)]
     if not tasks:
-        typer.echo("No task is known yet.", err=True)
-        return
-    rows = [COLUMNS]
-    for task in tasks:
-        files = store.progress(task.id)
-        updated = f"{task.updated_at:%Y-%m-%d %H:%M:%S}"
-        place = printable(str(Path(task.dest) / task.task_id))
-        rows.append(
-            (
-                task.task_id,
-                _phase(task),
-                task.status or "-",
-                str(len(files) or "-"),
-                _on_disk(task, files),
-                updated,
-                place,
-            )
-        )
-    for line in _aligned(rows):
-        typer.echo(line)
-    for task in tasks:
-        if task.message:
-            typer.echo(f"{task.task_id}: {printable(task.message)}", err=True)
+        return Page(head=head, notes=["No task is known yet."])
+    reasons = [f"{task.task_id}: {printable(task.message)}" for task in tasks if task.message]
+    summary = status_views.summary(store.agenda.counts(), shown=len(tasks))
+    return Page(
+        head=head,
+        body=status_views.table(store, tasks, now=now, width=width),
+        notes=[*reasons, summary],
+    )
 
 
-def _print_history(store: StateStore, task: Task) -> None:
-    from downloader.logs import printable
-
-    files = store.progress(task.id)
-    typer.echo(f"Task      {task.task_id}")
-    reason = f": {printable(task.message)}" if task.message else ""
-    typer.echo(f"Phase     {_phase(task)}{reason}")
-    asked = "once" if task.polls == 1 else f"{task.polls} times"
-    typer.echo(f"Platform  {task.status} (asked {asked})" if task.status else "Platform  not asked")
-    typer.echo(f"Place     {printable(str(Path(task.dest) / task.task_id))}")
-    typer.echo(f"On disk   {_on_disk(task, files)}")
-    for file in files:
-        typer.echo(f"  {_share(file):>22}  {printable(file.name)}")
-    typer.echo("History (UTC)")
-    for event in store.list_events(task.id):
-        typer.echo(f"  {event.at:%Y-%m-%d %H:%M:%S}  {event.kind:<12} {printable(event.message)}")
+def _those_that_matter(store: StateStore) -> Iterator[Task]:
+    """Yield what is at work, what will be next, and what ended last."""
+    left = SHOWN - SHOWN_ENDED
+    for phase in _phases(is_final=False):
+        tasks = store.find_tasks(phase=phase, limit=left)
+        left -= len(tasks)
+        yield from tasks
+    ended = [
+        task
+        for phase in _phases(is_final=True)
+        for task in store.find_tasks(phase=phase, limit=left + SHOWN_ENDED, newest=True)
+    ]
+    newest = sorted(ended, key=lambda task: task.updated_at, reverse=True)
+    yield from reversed(newest[: left + SHOWN_ENDED])
 
 
-def _print_json(store: StateStore, tasks: Iterable[Task]) -> None:
+def _phases(*, is_final: bool) -> list[Phase]:
+    from state import Phase
+
+    at_work_first = (
+        *(Phase.TRANSFERRING, Phase.VERIFYING, Phase.RETRYING, Phase.PAUSED, Phase.WAITING),
+        *(Phase.FAILED, Phase.CANCELLED, Phase.PUBLISHED),
+    )
+    return [phase for phase in at_work_first if phase.is_final is is_final]
+
+
+def _histories(store: StateStore, task_ids: Sequence[str]) -> Page:
+    from state.store import utc_now
+
+    now, tasks = utc_now(), known.known_tasks(store, task_ids)
+    return Page(
+        body=[line for task in tasks for line in status_views.history(store, task, now=now)]
+    )
+
+
+def _print_json(store: StateStore, task_ids: Sequence[str]) -> None:
     import json as json_text
 
-    for task in tasks:
-        facts = {
-            "task_id": task.task_id,
-            "phase": task.phase.value,
-            "status": task.status,
-            "polls": task.polls,
-            "path": str(Path(task.dest) / task.task_id),
-            "created_at": task.created_at.isoformat(),
-            "updated_at": task.updated_at.isoformat(),
-            "published_at": task.published_at.isoformat() if task.published_at else None,
-            "message": task.message,
-            "exit_code": task.exit_code,
-            "files": [
-                {"name": file.name, "size": file.size, "safe_bytes": file.safe_bytes}
-                for file in store.progress(task.id)
-            ],
-            "events": [_event(event) for event in store.list_events(task.id)],
-        }
+    tasks = known.known_tasks(store, task_ids) if task_ids else store.find_tasks()
+    for facts in status_views.json_facts(store, tasks):
         typer.echo(json_text.dumps(facts, ensure_ascii=False))
-
-
-def _event(event: Event) -> dict[str, object]:
-    return {
-        "at": event.at.isoformat(),
-        "kind": event.kind,
-        "message": event.message,
-        "facts": event.facts,
-    }
-
-
-def _phase(task: Task) -> str:
-    """Return the phase; work that nobody alive holds is at rest until the next fetch."""
-    from state import Phase, is_held
-
-    is_unfinished = task.phase in (Phase.TRANSFERRING, Phase.VERIFYING)
-    return "interrupted" if is_unfinished and not is_held(task) else task.phase.value
-
-
-def _on_disk(task: Task, files: Sequence[FileProgress]) -> str:
-    from downloader.units import format_bytes
-
-    if not files:
-        return "-"
-    safe = sum(file.safe_bytes for file in files)
-    sizes = [file.size for file in files if file.size is not None]
-    if len(sizes) < len(files) or task.published_at:
-        return format_bytes(safe)
-    return f"{format_bytes(safe)} of {format_bytes(sum(sizes))}"
-
-
-def _share(file: FileProgress) -> str:
-    from downloader.units import format_bytes
-
-    if file.size is None:
-        return "-"
-    if file.safe_bytes == file.size:
-        return format_bytes(file.size)
-    return f"{format_bytes(file.safe_bytes)} of {format_bytes(file.size)}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

@@ -241,9 +241,17 @@ async def test_the_demo_proves_its_promises_and_leaves_the_published_pair(progra
 # The front door
 
 PAGES = {
-    "": ["fetch", "status", "verify", "doctor", "sandbox", "demo", "api"],
+    "": [
+        *("fetch", "run", "add", "status", "retry", "cancel", "remove"),
+        *("verify", "doctor", "sandbox", "demo", "api"),
+    ],
+    "run": ["--dest", "--limit-rate", "--json", "[1G]"],
+    "add": ["--file", "--dest", "--json", "--quiet"],
+    "retry": ["--failed", "--dest", "--json"],
+    "cancel": ["--dest", "--json"],
+    "remove": ["--files", "--dest"],
     "fetch": ["--dest", "--timeout", "--no-wait", "--json", "--quiet"],
-    "status": ["--json"],
+    "status": ["--all", "--watch", "--json"],
     "verify": ["PATH|TASK_ID"],
     "doctor": ["--json"],
     "sandbox": ["--data"],

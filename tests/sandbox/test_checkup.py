@@ -231,3 +231,17 @@ async def test_too_few_descriptors_are_told(sandbox, monkeypatch):
 async def test_a_setting_that_cannot_be_used_is_the_settings_own_error(sandbox):
     with pytest.raises(InvalidSettings):
         await diagnosed(segments="many")
+
+
+async def test_what_the_service_uses_is_looked_at_where_it_is_set(sandbox, monkeypatch, tmp_path):
+    monkeypatch.setenv("BGE_ON_COMPLETE", "sh -c true")
+    monkeypatch.setenv("BGE_ON_FAILURE", "/nowhere/tell --all")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("BGE_INBOX", str(tmp_path / "file"))
+    found = await diagnosed()
+    assert found["on_complete"].verdict == "ok"
+    assert found["on_failure"].verdict == found["inbox"].verdict == "failed"
+    assert "/nowhere/tell is no program" in found["on_failure"].found
+    monkeypatch.setenv("BGE_INBOX", str(tmp_path / "new" / "inbox"))
+    assert "which will be made" in (await diagnosed())["inbox"].found
+    assert not (tmp_path / "new").exists()

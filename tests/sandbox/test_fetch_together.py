@@ -12,11 +12,18 @@ import pytest
 from fetch_helpers import NOTES, PAIR, TBI, VCF, Heard
 
 from downloader import holding
-from downloader.errors import DestinationTaken, DiskError, ObjectMissing, TaskFailed, TaskNotReady
+from downloader.errors import (
+    DestinationTaken,
+    DiskError,
+    ObjectMissing,
+    TaskCancelled,
+    TaskFailed,
+    TaskNotReady,
+)
 from downloader.fetch import FollowedFailure
 from downloader.polling import PollOptions
 from downloader.sandbox import Fault
-from state import AsyncStore, Phase, RecordMissing, StateStore, current_owner
+from state import AsyncStore, Phase, StateStore, Wanted, current_owner
 
 pytest_plugins = ["fetch_helpers"]
 
@@ -204,9 +211,25 @@ async def test_a_task_that_was_removed_meanwhile_ends_and_says_so(rig):
     running = asyncio.ensure_future(rig.fetch(task_id))
     await held.happened.wait()
     await rig.store.call(StateStore.forget_task, (await rig.task(task_id)).id)
-    with pytest.raises(RecordMissing, match="removed it"):
+    with pytest.raises(TaskCancelled, match="was removed while it was being fetched"):
         await running
     assert not rig.final(task_id).exists()
+
+
+@pytest.mark.usefixtures("_hasty_heartbeat")
+async def test_a_task_that_was_cancelled_meanwhile_ends_and_stays_cancelled(rig):
+    task_id = rig.add()
+    held = rig.sandbox.store.inject(Fault.STALL, key=KEY, after=100)
+    running = asyncio.ensure_future(rig.fetch(task_id))
+    await held.happened.wait()
+    task = await rig.task(task_id)
+    assert await rig.store.run(lambda store: store.agenda.cancel(task.id)) is Wanted.CANCELLED
+    with pytest.raises(TaskCancelled, match="was cancelled while it was being fetched"):
+        await running
+    assert (await rig.task(task_id)).phase is Phase.CANCELLED
+    assert not rig.final(task_id).exists()
+    await rig.fetch(task_id)
+    assert rig.final(task_id).exists()
 
 
 @pytest.mark.usefixtures("_hasty_heartbeat")

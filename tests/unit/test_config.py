@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -24,10 +25,16 @@ from downloader.config import (
 )
 from downloader.errors import InvalidSettings, MissingCredentials
 from downloader.hosts import HostRules
+from downloader.service.announcement import Announcement
+from downloader.service.hook_command import environment_for
+from downloader.service.hooks import Hooks
+from downloader.timetable import parse_window
 
 MIB = 1024**2
 SECRET = "s3cr3t-value"
 NAMES = list(Settings.model_fields)
+NIGHTS = parse_window("22:00-06:00 none")
+SATURDAYS = parse_window("sat 08:00-09:00 1M")
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +78,15 @@ class TestDefaults:
         assert (settings.limit_rate, settings.min_free_space) == (None, 0)
         assert settings.allowed_hosts == ("*.aliyuncs.com", "*.omgut.com")
         assert (settings.checksums, settings.verify) == ((), "full")
+
+    def test_nothing_given_is_a_service_without_hooks_inbox_and_timetable(self):
+        settings = load_settings()
+        assert (settings.parallel_tasks, settings.task_attempts) == (64, 8)
+        assert (settings.calls_per_second, settings.limit_rate_times) == (5, ())
+        assert (settings.inbox, settings.on_complete, settings.on_failure) == (None, None, None)
+        assert (settings.webhook, settings.webhook_secret) == (None, None)
+        assert (settings.hook_timeout, settings.keep_history) == (300, 90 * 86400)
+        assert settings.log_format == "auto"
 
     def test_the_state_is_where_xdg_says(self, monkeypatch):
         monkeypatch.setenv("XDG_STATE_HOME", "/srv/state")
@@ -163,6 +179,9 @@ class TestPrecedence:
             "limit_rate": "7M/s",
             "checksums": "md5",
             "verify": "quick",
+            "limit_rate_times": "mon-fri 08:00-18:00 7M",
+            "webhook": "https://lab.example.org/7",
+            "log_format": "json",
         }
         default = getattr(load_settings(), name)
         monkeypatch.setenv(f"BGE_{name.upper()}", given_texts[name])
@@ -193,6 +212,20 @@ class TestValues:
             ("verify", "OFF", "off"),
             ("dest", Path("/data"), Path("/data")),
             ("state", "postgresql+psycopg://host/db", "postgresql+psycopg://host/db"),
+            ("calls_per_second", "0.5", 0.5),
+            ("calls_per_second", " .5 ", 0.5),
+            ("calls_per_second", 20, 20),
+            ("limit_rate_times", "22:00-06:00 none; sat 8:00-9:00 1M", (NIGHTS, SATURDAYS)),
+            ("limit_rate_times", ["22:00-06:00 none", "sat 8:00-9:00 1M"], (NIGHTS, SATURDAYS)),
+            ("limit_rate_times", (NIGHTS, SATURDAYS), (NIGHTS, SATURDAYS)),
+            ("limit_rate_times", "none", ()),
+            ("limit_rate_times", [], ()),
+            ("on_complete", "notify 'a b' \"\"", ("notify", "a b", "")),
+            ("on_complete", ["/usr/bin/notify", "a b"], ("/usr/bin/notify", "a b")),
+            ("on_failure", ("/usr/bin/notify",), ("/usr/bin/notify",)),
+            ("webhook", " https://lab.example.org/a?b=c\n", "https://lab.example.org/a?b=c"),
+            ("webhook", "http://[::1]:9000/a", "http://[::1]:9000/a"),
+            ("log_format", "JSON", "json"),
         ],
     )
     def test_a_value_may_be_text_or_python(self, name, value, expected):
@@ -205,6 +238,15 @@ class TestValues:
         settings = load_settings()
         assert (settings.segments, settings.timeout) == (8, 2.5)
         assert (settings.checksums, settings.allowed_hosts) == (("sha256",), ("a.org",))
+
+    def test_a_file_may_use_lists_for_windows_and_commands(self, places):
+        places.user.write_text(
+            'limit_rate_times = ["22:00-06:00 none", "sat 8:00-9:00 1M"]\n'
+            'on_complete = ["notify", "--now"]\ncalls_per_second = 2\n'
+        )
+        settings = load_settings()
+        assert settings.limit_rate_times == (NIGHTS, SATURDAYS)
+        assert (settings.on_complete, settings.calls_per_second) == (("notify", "--now"), 2.0)
 
     def test_a_file_with_a_byte_order_mark_is_read(self, places):
         """Some editors write one, and nobody sees it."""
@@ -271,6 +313,22 @@ class TestValues:
             ("dest", "a\0b", "a path"),
             ("dest", "~nobody-of-that-name/x", "after ~ only a user"),
             ("dest", 5, "a path"),
+            ("parallel_tasks", 1001, "a whole number from 1 to 1000"),
+            ("calls_per_second", "0", "a number from 0.01 to 1000"),
+            ("calls_per_second", 1000.5, "a number from 0.01 to 1000"),
+            ("calls_per_second", "1e2", "a number from"),
+            ("calls_per_second", "1_0", "a number from"),
+            ("calls_per_second", "nan", "a number from"),
+            ("calls_per_second", float("nan"), "a number from"),
+            ("calls_per_second", True, "a number from"),
+            ("calls_per_second", ["5"], "a number from"),
+            ("limit_rate_times", "8-18 20M", "a list of windows such as"),
+            ("limit_rate_times", "monday 08:00-18:00 20M", "mon-fri 08:00-18:00 20M"),
+            ("limit_rate_times", ["08:00-18:00 20M", 5], "a list of windows"),
+            ("limit_rate_times", {"mon": "20M"}, "a list of windows"),
+            ("limit_rate_times", 5, "a list of windows"),
+            ("inbox", "", "a path"),
+            ("log_format", "xml", "auto, text or json"),
         ],
     )
     def test_a_wrong_value_is_refused_with_what_was_expected(self, name, value, expected):
@@ -278,6 +336,64 @@ class TestValues:
         assert sentence.startswith(f"The flag {config.flag_name(name) or name} is ")
         assert expected in sentence
         assert len(sentence) < 300
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            "",
+            " ",
+            [],
+            [""],
+            "notify 'hush",  # a quote without its other half
+            ["notify", "hush\0"],
+            ["notify", 5],
+            {"notify": "hush"},
+            5,
+            "./notify hush",
+            "~/bin/notify hush",  # no shell is there to expand it
+        ],
+    )
+    def test_a_command_that_cannot_be_meant_is_refused_without_its_words(self, value):
+        """An argument may be a secret."""
+        sentence = refusal({"on_complete": value})
+        assert sentence.startswith("The flag on_complete cannot be used: a program on the PATH, ")
+        assert "hush" not in sentence
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            "lab.example.org/hush",
+            "ftp://lab.example.org/hush",
+            "https:///hush",
+            "https://[hush/",
+            "https://lab.example.org:0/hush",
+            "http://lab.example.org/hush",
+            "https://bob:hush@lab.example.org/",
+            "https://@lab.example.org/hush",
+            "https://lab.example.org/#hush",
+            "https://lab.example.org/hush hush",
+            "https://lab.example。org/hush",
+            ["https://lab.example.org/hush"],
+            5,
+        ],
+    )
+    def test_a_webhook_that_would_not_be_posted_to_is_refused_without_its_words(self, value):
+        """Those of chat services are secrets."""
+        sentence = refusal({"webhook": value})
+        assert sentence.startswith("The flag webhook cannot be used: an https address in ASCII ")
+        assert "hush" not in sentence
+
+    @given(st.sampled_from(["on_complete", "webhook"]), st.text() | st.lists(st.text()))
+    def test_what_is_taken_for_a_hook_the_hooks_take_too(self, name, value):
+        """So that the service finds nothing wrong where the settings did not."""
+        with contextlib.suppress(InvalidSettings):
+            Hooks(**{name: getattr(load_settings({name: value}), name)})
+
+    @given(st.floats(0.01, 1000))
+    def test_a_number_is_shown_as_it_is_read_again(self, number):
+        explained = explain_settings({"calls_per_second": number})
+        shown = next(value for name, value, _ in explained if name == "calls_per_second")
+        assert load_settings({"calls_per_second": shown}).calls_per_second == number
 
     @given(st.sampled_from(NAMES), st.text() | st.integers() | st.floats() | st.lists(st.text()))
     def test_any_value_is_taken_or_refused_in_a_sentence(self, name, value):
@@ -358,6 +474,26 @@ class TestWordsOfARefusal:
 
     def test_of_a_long_value_is_cut(self):
         assert len(refusal({"verify": "x" * 10_000})) < 200
+
+
+class TestSigningSecret:
+    def test_is_none_if_nobody_has_given_one(self):
+        assert load_settings().signing_secret() is None
+
+    def test_wins_over_its_file_and_that_over_systemd(self, places, tmp_path, monkeypatch):
+        (tmp_path / "webhook_secret").write_text("from-systemd\n")
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+        assert load_settings().signing_secret() == "from-systemd"
+        (places.home / "secret").write_text("from-file\n")
+        places.user.write_text('webhook_secret_file = "~/secret"\n')
+        assert load_settings().signing_secret() == "from-file"
+        monkeypatch.setenv("BGE_WEBHOOK_SECRET", SECRET)
+        assert load_settings().signing_secret() == SECRET
+        assert SECRET not in repr(load_settings())
+
+    def test_of_a_file_that_is_not_there_is_told_by_its_name(self):
+        with pytest.raises(MissingCredentials, match="/nowhere: No such file"):
+            load_settings({"webhook_secret_file": "/nowhere"}).signing_secret()
 
 
 class TestCredentials:
@@ -487,6 +623,25 @@ class TestExplaining:
         assert shown.startswith("postgresql+psycopg://")
         assert "hid" not in shown
 
+    def test_of_a_hook_only_what_is_no_secret_is_shown(self):
+        explained = self.explained(
+            {
+                "on_complete": ["/usr/local/bin/not if y", "hush"],
+                "on_failure": "notify",
+                "webhook": "https://lab.example.org:8443/hush?hush#",
+                "webhook_secret": "hush",
+            }
+        )
+        assert explained["on_complete"][0] == "'/usr/local/bin/not if y' …"
+        assert explained["on_failure"][0] == "notify"
+        assert explained["webhook"][0] == "https://lab.example.org:8443/…"
+        assert explained["webhook_secret"][0] == "set"
+
+    def test_windows_are_shown_as_they_are_written(self):
+        shown = self.explained({"limit_rate_times": [NIGHTS, SATURDAYS]})["limit_rate_times"][0]
+        assert shown == "22:00-06:00 none; sat 08:00-09:00 1M"
+        assert load_settings({"limit_rate_times": shown}).limit_rate_times == (NIGHTS, SATURDAYS)
+
     @given(st.sampled_from(NAMES))
     def test_what_is_shown_of_a_default_can_be_written_into_a_setting(self, name):
         shown = self.explained()[name][0]
@@ -547,3 +702,19 @@ class TestDoctorsFindings:
         for variable in ("BGE_SEGMENT", "BGE_XYZZY", "BGE_TEST_DATABASE", "BGE_DEST", "OTHER"):
             monkeypatch.setenv(variable, "1")
         assert unknown_environment() == [("BGE_SEGMENT", "BGE_SEGMENTS"), ("BGE_XYZZY", None)]
+
+    def test_what_a_hook_is_told_is_known(self, monkeypatch, tmp_path):
+        """A command that looks what is wrong is not told to remove what it has from us."""
+        announcement = Announcement(
+            key="0f" * 16,
+            event="complete",
+            task_id="task",
+            path=tmp_path,
+            manifest=tmp_path / "bge-manifest.json",
+            message=None,
+            exit_code=0,
+            attempt=1,
+        )
+        for variable, value in environment_for(announcement, {}).items():
+            monkeypatch.setenv(variable, value)
+        assert unknown_environment() == []
