@@ -152,7 +152,7 @@ class Settings(BaseSettings):
     )
     allowed_hosts: Annotated[tuple[str, ...], kinds.hosts()] = Field(
         ("*.aliyuncs.com", "*.omgut.com"),
-        description="Hosts that may be downloaded from, redirects included.",
+        description="Hosts that may be downloaded from; inner ones only by their full name.",
     )
     checksums: Annotated[tuple[Literal["sha256", "md5"], ...], kinds.choices("sha256", "md5")] = (
         Field((), description="Checksum files to write beside the results: SHA256SUMS, MD5SUMS.")

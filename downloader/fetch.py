@@ -160,7 +160,7 @@ class _Fetch:
             await self._result(task, history), rules=self._options.transfer.rules
         )
         file_ids = await self._planned(task, objects, history)
-        with self._place.held():
+        with self._place.held(await self._store.call(StateStore.identity)):
             # A process with another state may have published it while the platform was asked.
             if (report := await self._if_published(task, history)) is not None:
                 await in_thread(self._place.remove_if_empty)

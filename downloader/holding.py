@@ -76,7 +76,7 @@ async def why_lost(task: Task, *, store: AsyncStore) -> DestinationTaken | TaskC
             f"Task {task.task_id} was removed while it was being fetched; fetching it again "
             "begins anew"
         )
-    if now.acquired_by is None:
+    if now.acquired_by is None and now.phase is not Phase.PUBLISHED:
         return TaskCancelled(
             f"Task {task.task_id} was cancelled while it was being fetched; what was received is "
             "kept, and the same command goes on"

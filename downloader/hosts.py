@@ -1,4 +1,8 @@
-"""Which hosts may be downloaded from: asked for every link and for every redirect."""
+"""Which hosts may be downloaded from: asked for every link, every redirect, every connection.
+
+A name is checked when a link is read, and its addresses when they are connected to: whoever
+answers for a name below an allowed domain could else lead us into the network that we are in.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,28 @@ _HOST_AND_PORT = re.compile(
 )
 # Blanks, quotes, and Unicode's control characters and surrogates (Cc, Cs).
 _UNFIT = re.compile(r'[ \\"<>\x00-\x1f\x7f-\x9f\ud800-\udfff]')
+# To a resolver, a name whose last label is a number is an address in one of its many forms.
+_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_IPV6_INTERNET = ipaddress.IPv6Network("2000::/3")  # RFC 4291 §2.4, of what was ever given out
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address is its end
+_THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")  # RFC 1122 §3.2.1.3; Linux takes 0 for itself
+# Where clouds hand out credentials, in addition to link-local 169.254.169.254: Aliyun, Azure,
+# Oracle, AWS, Google.
+_METADATA = frozenset(
+    map(
+        ipaddress.ip_address,
+        (
+            "100.100.100.200",
+            "168.63.129.16",
+            "192.0.0.192",
+            "fd00:ec2::254",
+            "fd20:ce::254",
+        ),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +77,30 @@ class HostRules:
             return parts
         self._check(parts, url)
         return parts
+
+    def reachable(self, host: str, addresses: Iterable[str]) -> set[str]:
+        """Return the addresses that a host, which was looked up, may be connected to.
+
+        One of the internet may be. One of an inner network only if the host stands in the patterns
+        by its own name, not by one with `*.`; that of a metadata service, a link-local one and the
+        like only if the host is that address itself.
+
+        Raises:
+            HostNotAllowed: none of them may.
+        """
+        found = list(addresses)
+        allowed = {address for address in found if self._may_lead_to(_plain(host), address)}
+        if found and not allowed:
+            raise HostNotAllowed(_inner_address(host, found[0]))
+        return allowed
+
+    def _may_lead_to(self, host: str, address: str) -> bool:
+        if _plain(address) == host:  # which was compared with the patterns when it was checked
+            return True
+        place = _innermost(ipaddress.ip_address(address))
+        if host == "localhost":  # which may be spoken to without TLS
+            return place.is_loopback
+        return _is_of_the_internet(place) or (host in self.patterns and not _is_no_store(place))
 
     def _check(self, parts: SplitResult, url: str) -> None:
         host = _plain(parts.hostname or "")
@@ -133,5 +183,40 @@ def _plain_pattern(pattern: str) -> str:
 
 def _matches(host: str, pattern: str) -> bool:
     if pattern.startswith("*."):
-        return host.endswith(pattern[1:]) and len(host) > len(pattern) - 1
+        is_below = host.endswith(pattern[1:]) and len(host) > len(pattern) - 1
+        return is_below and not _NUMBER.fullmatch(host)
     return host == pattern
+
+
+def _innermost(address: _Address) -> _Address:
+    """Return the address that packets go to in the end: some IPv6 addresses have another inside."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour or address
+
+
+def _is_of_the_internet(address: _Address) -> bool:
+    if isinstance(address, ipaddress.IPv6Address) and address not in _IPV6_INTERNET:
+        return False
+    return address.is_global and not _is_no_store(address)
+
+
+def _is_no_store(address: _Address) -> bool:
+    """Tell whether no store can be there, whoever has listed its name."""
+    if address.is_loopback:  # which IPv6 counts as reserved
+        return False
+    is_of_a_kind = address.is_link_local or address.is_multicast or address.is_reserved
+    return is_of_a_kind or address in _METADATA or address in _THIS_NETWORK
+
+
+def _inner_address(host: str, address: str) -> str:
+    """Say that a host leads where nothing is fetched from, and what to do."""
+    if _is_no_store(_innermost(ipaddress.ip_address(address))):
+        return f"The host {host} leads to {address}, where no store can be; nothing was fetched"
+    return (
+        f"The host {host} leads to {address}, which is no address of the internet but one of an "
+        "inner network; nothing was fetched. If that is right, as for an internal endpoint of OSS "
+        f"inside Aliyun, add {host} itself to allowed_hosts: a pattern with `*.` does not do"
+    )

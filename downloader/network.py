@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+import socket
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from downloader.errors import InvalidSettings
-from downloader.hosts import is_loopback
+from downloader.hosts import HostRules, is_loopback
 
-__all__ = ["Proxy", "is_lasting_refusal", "proxy_for", "refused_by_proxy", "untrusted"]
+__all__ = [
+    "Proxy",
+    "RuledResolver",
+    "is_lasting_refusal",
+    "proxy_for",
+    "refused_by_proxy",
+    "untrusted",
+]
 
 PASSING_STATUSES = (408, 429)
 
@@ -43,12 +52,8 @@ def proxy_for(url: str) -> Proxy:
     named = proxies.get(name)
     if not named or is_loopback(host) or urllib.request.proxy_bypass(host):
         return Proxy()
-    try:
-        proxy = URL(named if "://" in named else f"http://{named}")
-        is_usable = proxy.scheme == "http" and bool(proxy.host)
-    except ValueError:
-        is_usable = False
-    if not is_usable:
+    proxy = _proxy_url(named)
+    if proxy is None:
         raise InvalidSettings(
             f"{name.upper()}_PROXY is no proxy that can be used; expected an address such as "
             "http://proxy.example.org:3128"
@@ -58,6 +63,52 @@ def proxy_for(url: str) -> Proxy:
         authorization = aiohttp.encode_basic_auth(proxy.user, proxy.password or "")
         headers["Proxy-Authorization"] = authorization
     return Proxy(proxy.with_user(None), headers)
+
+
+def _proxy_url(named: str) -> URL | None:
+    """Read a proxy's address as people write it; None if it is none that can be used."""
+    try:
+        proxy = URL(named if "://" in named else f"http://{named}")
+    except ValueError:
+        return None
+    return proxy if proxy.scheme == "http" and proxy.host else None
+
+
+class RuledResolver(AbstractResolver):
+    """Looks a host up for aiohttp, and gives only the addresses that the rules let it lead to.
+
+    Nobody looks it up again: what is given here is what is connected to. Behind a proxy it is the
+    proxy that is looked up, which the user has named and which may be anywhere; the proxy looks
+    up the host by itself, and the host must still prove its name by TLS.
+    """
+
+    def __init__(self, rules: HostRules) -> None:
+        self._rules = rules
+        self._resolver = aiohttp.ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Return where the host may be reached.
+
+        Raises:
+            HostNotAllowed: it leads only to where nothing may be fetched from.
+            OSError: it cannot be looked up.
+        """
+        found = await self._resolver.resolve(host, port, family)
+        if _is_proxy(host, port):
+            return found
+        allowed = self._rules.reachable(host, (place["host"] for place in found))
+        return [place for place in found if place["host"] in allowed]
+
+    async def close(self) -> None:
+        """Close what it looks hosts up with."""
+        await self._resolver.close()
+
+
+def _is_proxy(host: str, port: int) -> bool:
+    proxies = map(_proxy_url, urllib.request.getproxies().values())
+    return any(proxy is not None and (proxy.host, proxy.port) == (host, port) for proxy in proxies)
 
 
 def untrusted(error: aiohttp.ClientConnectorCertificateError) -> str:

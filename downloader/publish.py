@@ -1,39 +1,64 @@
 """The task's directory: partial while files arrive, renamed once when all of them are proved.
 
 The order on disk is what makes a result whole or absent: files synced, manifest written and
-synced, directories synced, one rename, the parent directory synced.
+synced, directories synced, one rename, the parent directory synced. Whatever is done below the
+partial directory is done by descriptors: a link that somebody puts there leads nobody out of it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
+import errno
 import itertools
 import os
+import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from pathlib import Path
 
-from downloader.errors import DestinationTaken, DiskError
+from downloader.claiming import is_claimed_by, is_kept_for_one, locked
+from downloader.errors import DestinationTaken, DiskError, VerificationFailed
+from downloader.folders import Folders, linkless
 from downloader.manifest import Manifest, ManifestFile, read_manifest
-from downloader.syncing import sync_directory, sync_files, write_synced
-from downloader.task_result import MANIFEST_NAME, PART_SUFFIX, PARTIAL_SUFFIX, RESERVED_NAMES
+from downloader.placing import (
+    Identity,
+    clear,
+    identity_in,
+    make_place,
+    place_files,
+    refuse_one_place_for_two,
+    remove_leftovers,
+    replaced,
+    write_sums,
+)
+from downloader.syncing import make_directories, sync_directory, sync_names, write_synced
+from downloader.task_result import CLAIM_NAME, MANIFEST_NAME, PART_SUFFIX, PARTIAL_SUFFIX
 from downloader.transfer.part_file import disk_error
-from downloader.verify import INDEX_SUFFIXES
 
 __all__ = ["Manifest", "ManifestFile", "ResultDirectory", "read_manifest"]
 
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EINVAL, errno.EISDIR)  # a file system without nameless files
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # told by a rename onto what is there
+
 
 class ResultDirectory:
-    """Where one task's files go: `<dest>/<task_id>.partial/`, then `<dest>/<task_id>/`."""
+    """Where one task's files go: `<dest>/<task_id>.partial/`, then `<dest>/<task_id>/`.
+
+    `partial` is another directory beside that while it is held for a state which finds that one
+    claimed by another state.
+    """
 
     def __init__(self, dest: Path, task_id: str) -> None:
         self.dest = dest
         self.task_id = task_id
         self.final = dest / task_id
         self.partial = dest / f"{task_id}{PARTIAL_SUFFIX}"
+        self._ordinary = self.partial
+        # Links above it are the user's; a link that comes into the way later is an intruder's.
+        self._real_dest = os.path.realpath(dest)
+        self._identity: str | None = None  # of the state that we hold the partial directory for
+        self._seen: Identity | None = None  # what stood in the result's place when it was judged
 
     def check_writable(self) -> None:
         """Make the destination, and prove that files can be made in it, leaving none.
@@ -42,7 +67,7 @@ class ResultDirectory:
             DiskError: it cannot be made or written.
         """
         try:
-            self.dest.mkdir(parents=True, exist_ok=True)
+            make_directories(self.dest)
             os.close(os.open(self.dest, os.O_TMPFILE | os.O_RDWR, 0o600))
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
@@ -59,14 +84,18 @@ class ResultDirectory:
         Raises:
             DestinationTaken: something that is not ours stands in the result's place.
         """
+        self._seen = None
         if not os.path.lexists(self.final):
             return None
+        with contextlib.suppress(FileNotFoundError):
+            self._seen = identity_in(os.lstat(self.final))
         manifest = read_manifest(self.final)
         if manifest is None or manifest.task_id != self.task_id:
             raise DestinationTaken(
                 f"{self.final} exists and is no published result of this task; move it away or "
                 "choose another --dest"
             )
+        sync_names([self.dest])  # whoever renamed it may have been killed before he came to that
         return manifest
 
     def missing_or_short(self, manifest: Manifest) -> list[str]:
@@ -85,73 +114,62 @@ class ResultDirectory:
         return wrong
 
     def set_aside(self) -> Path:
-        """Rename a damaged result so that nobody takes it for a whole one; return its new path."""
+        """Rename a damaged result so that nobody takes it for a whole one; return its new path.
+
+        Raises:
+            DestinationTaken: it is not the one that was found damaged: somebody has put a new one
+                there meanwhile, which stays.
+        """
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         aside = _unused(self.dest / f"{self.task_id}.damaged-{stamp}")
         try:
             self.final.rename(aside)
+            if self._seen not in (None, identity_in(os.lstat(aside))):
+                aside.rename(self.final)
+                raise DestinationTaken(
+                    f"Another process has just put a new result in {self.final}; run the same "
+                    "command again"
+                )
             sync_directory(self.dest)
         except OSError as error:
             raise disk_error(error, self.final, "set aside") from error
+        self._seen = None
         return aside
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, identity: str | None = None) -> Iterator[None]:
         """Make the partial directory and keep every other process on this host out of it.
+
+        With the `identity` of a state, also those that no lock keeps out: where another state has
+        claimed the directory, `partial` is one of our own, which bears the identity in its name.
 
         Raises:
             DestinationTaken: another process, with another state file, works in it.
         """
+        self.partial, self._identity = self._ordinary, identity
         with contextlib.ExitStack() as stack:
-            descriptor = self._lock()
-            stack.callback(os.close, descriptor)
-            if not _is_locked(descriptor):
-                stack.callback(os.close, self._lock_beside())
+            folder = stack.enter_context(locked(self.partial))
+            if identity is not None and not self._is_ours(folder, identity):
+                self.partial = self._own(identity)
+                stack.enter_context(locked(self.partial))
             yield
 
-    def _lock(self) -> int:
-        """Return a descriptor that holds the lock on the directory at `self.partial`."""
+    def _own(self, identity: str) -> Path:
+        # No task id has a `~`: it is the partial directory of no other task.
+        return self.dest / f"{self.task_id}~{identity}{PARTIAL_SUFFIX}"
+
+    def _is_ours(self, folder: int, identity: str) -> bool:
         try:
-            while True:
-                self.partial.mkdir(exist_ok=True)
-                descriptor = os.open(self.partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-                try:
-                    with contextlib.suppress(FileNotFoundError):
-                        _is_locked(descriptor)
-                        if os.path.samestat(os.fstat(descriptor), os.lstat(self.partial)):
-                            return descriptor
-                except BaseException:
-                    os.close(descriptor)
-                    raise
-                # Published or removed by its holder after it was opened here: there is a new one.
-                os.close(descriptor)
-        except BlockingIOError:
-            raise self._taken() from None
+            has_own = self._own(identity).is_dir()
+            return not has_own and is_claimed_by(identity, folder, self.partial)
         except OSError as error:
-            raise disk_error(error, self.partial, "opened") from error
+            raise disk_error(error, self.partial, "claimed") from error
 
-    def _lock_beside(self) -> int:
-        """Lock a file, where directories have no locks: NFS wants one that is open for writing.
-
-        The file stays: if it were removed, two processes could hold a lock of that name. Where
-        there are no locks at all, what was proved is known again by `publish`.
-        """
-        path = self.dest / f".{self.task_id}.lock"
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        except OSError as error:
-            raise disk_error(error, path, "made") from error
-        try:
-            _is_locked(descriptor)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise self._taken() from None
-        return descriptor
-
-    def _taken(self) -> DestinationTaken:
-        return DestinationTaken(
-            f"Another process is working in {self.partial}; wait for it, or choose another --dest"
-        )
+    @contextlib.contextmanager
+    def _folders(self) -> Iterator[Folders]:
+        """Open the partial directory; a link in its place or above it is an OSError."""
+        with _opened(f"{self._real_dest}/{self.partial.name}") as folders:
+            yield folders
 
     def part_path(self, name: str) -> Path:
         """Return where the file's bytes arrive; its directories are made, links are refused.
@@ -161,39 +179,40 @@ class ResultDirectory:
         return self.part_paths([name])[name]
 
     def part_paths(self, names: Iterable[str]) -> Mapping[str, Path]:
-        """Return what `part_path` does for each of the names, making each directory once."""
-        parts = _PartPaths(self.partial, names)
-        made = {""}
-        for name in parts:
-            try:
-                self._make_folders(name.rpartition("/")[0], made)
-                _back_to_part(f"{self.partial}/{name}")
-            except OSError as error:
-                raise disk_error(error, parts[name], "made") from error
-        return parts
+        """Return what `part_path` does for each of the names, making each directory once.
 
-    def _make_folders(self, folder: str, made: set[str]) -> None:
-        """Make a folder and those above it that are not `made` yet; a link is refused."""
-        if folder in made:
-            return
-        self._make_folders(folder.rpartition("/")[0], made)
-        path = self.partial / folder
-        path.mkdir(exist_ok=True)
-        if path.is_symlink():
-            raise DiskError(f"{path} is a link; move it away")
-        made.add(folder)
+        Raises:
+            DiskError: a link is in the way, or two of them are one file on this file system.
+        """
+        parts = _PartPaths(Path(self._real_dest, self.partial.name), names)
+        name = ""
+        try:
+            with self._folders() as folders:
+                for name in parts:
+                    make_place(folders, name)
+                sync_names(folders.parents_of_made())
+                refuse_one_place_for_two(folders, parts.keys())
+        except NotADirectoryError as error:
+            raise DiskError(
+                f"{self.partial / name} cannot be made: something in its path is a link; move it "
+                "away"
+            ) from error
+        except OSError as error:
+            raise disk_error(error, self.partial / name, "made") from error
+        return parts
 
     def publish(
         self,
         manifest: Manifest,
         *,
         checksums: Sequence[str] = (),
-        identity_of: Callable[[str], tuple[int, int]] | None = None,
+        identity_of: Callable[[str], Identity] | None = None,
     ) -> None:
         """Put every file in its place, sync everything, and rename the directory once.
 
         `identity_of` tells device and inode of the file that was proved, by its name: another
         one that has come into its place, where no lock kept somebody out, is never published.
+        If another process has published the same files meanwhile, ours are removed.
 
         Raises:
             DestinationTaken: the result's place was taken meanwhile, or a file that is not of
@@ -202,110 +221,141 @@ class ResultDirectory:
         """
         names = [file.name for file in manifest.files]
         try:
-            self._remove_leftovers(set(names))
-            self._place_files(names)
-            for algorithm in checksums:
-                self._write_sums(algorithm, names)
-            write_synced(self.partial / MANIFEST_NAME, manifest.pieces())
-            for directory in _directories(names):
-                sync_directory(self.partial / directory)
-            if os.path.lexists(self.final):
-                raise DestinationTaken(
-                    f"{self.final} appeared while the task was being fetched; move it away and "
-                    "run the same command again, no byte is fetched twice"
-                )
-            self._insist_on(self.partial, manifest, identity_of)
-            self.partial.rename(self.final)
-            self._insist_on(self.final, manifest, identity_of)
-            sync_directory(self.dest)
+            with self._folders() as folders:
+                remove_leftovers(folders, set(names), self.partial)
+                place_files(folders, names)
+                for algorithm in checksums:
+                    write_sums(folders, algorithm, names)
+                write_synced(MANIFEST_NAME, manifest.pieces(), folder=folders.root)
+                for directory in sorted(_directories(names))[1:]:
+                    sync_directory(folders.at(directory))
+                self._insist_on(folders, manifest, identity_of)
+                if not os.path.lexists(self.final) and self._is_renamed(folders):
+                    self._insist_on(folders, manifest, identity_of, is_final=True)
+                    sync_directory(self.dest)
+                    self._clear_others(set(names))
+                    return
+            self._give_way_to(manifest)
         except OSError as error:
             raise disk_error(error, self.partial, "published") from error
 
+    def _is_renamed(self, folders: Folders) -> bool:
+        """Rename the directory as the very last; False if somebody has been quicker."""
+        if self._identity is not None:
+            self._make_private(folders, self._own(self._identity))
+        sync_directory(folders.root)
+        try:
+            self._rename(self.partial.name, self.task_id)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+            return False
+        return True
+
+    def _make_private(self, folders: Folders, own: Path) -> None:
+        """Give the directory the name that is our state's alone: then the claim in it may go."""
+        if self.partial != own:
+            self._rename(self.partial.name, own.name)
+            self.partial = own
+            sync_directory(self.dest)  # or of two renames the second one might be kept alone
+        if not os.path.samestat(os.fstat(folders.root), os.lstat(own)):
+            raise replaced(own.name)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(CLAIM_NAME, dir_fd=folders.root)
+
+    def _rename(self, name: str, new: str) -> None:
+        os.rename(f"{self._real_dest}/{name}", f"{self._real_dest}/{new}")  # noqa: PTH104 - texts
+
+    def _give_way_to(self, manifest: Manifest) -> None:
+        """Remove our files, if another process has published the same ones meanwhile."""
+        there = None
+        with contextlib.suppress(DestinationTaken, VerificationFailed):
+            there = self.published()
+        if there is None or _facts(there) != _facts(manifest) or self.missing_or_short(there):
+            raise DestinationTaken(
+                f"{self.final} appeared while the task was being fetched; move it away and "
+                "run the same command again, no byte is fetched twice"
+            )
+        shutil.rmtree(f"{self._real_dest}/{self.partial.name}")
+        sync_directory(self.dest)
+
     def _insist_on(
         self,
-        directory: Path,
+        folders: Folders,
         manifest: Manifest,
-        identity_of: Callable[[str], tuple[int, int]] | None,
+        identity_of: Callable[[str], Identity] | None,
+        *,
+        is_final: bool = False,
     ) -> None:
         """Raise DestinationTaken unless the files there are those that were proved."""
+        if is_final and not os.path.samestat(os.fstat(folders.root), os.lstat(self.final)):
+            self.set_aside()
+            raise replaced(self.partial.name)
         for file in manifest.files:
+            folder, base = folders.of(file.name)
             try:
-                facts = os.lstat(f"{directory}/{file.name}")
-                identity = facts.st_dev, facts.st_ino
-                is_ours = facts.st_size == file.size
+                facts = os.stat(base, dir_fd=folder, follow_symlinks=False)
+                is_ours = facts.st_size == file.size and stat.S_ISREG(facts.st_mode)
+                identity = identity_in(facts)
             except FileNotFoundError:
                 is_ours, identity = False, (0, 0)
             if not is_ours or (identity_of is not None and identity != identity_of(file.name)):
-                if directory == self.final:
+                if is_final:
                     self.set_aside()
-                raise DestinationTaken(
-                    f"{file.name} was replaced by another process while it was being published; "
-                    "nothing was published: run the same command again when that process has ended"
-                )
+                raise replaced(file.name)
 
-    def _remove_leftovers(self, names: set[str]) -> None:
-        """Remove what an earlier run with another plan, or a crash while publishing, has left."""
-        directories = [""]
-        for directory in directories:
-            with os.scandir(self.partial / directory) as entries:
-                for entry in entries:
-                    name = f"{directory}/{entry.name}" if directory else entry.name
-                    if entry.is_dir(follow_symlinks=False):
-                        directories.append(name)
-                    elif name not in names and name.removesuffix(PART_SUFFIX) not in names:
-                        self._remove_leftover(name)
-        for directory in reversed(directories):
-            with contextlib.suppress(OSError):  # it is not empty
-                (self.partial / directory).rmdir()
+    def remove_partial(self) -> None:
+        """Delete what was received of a task that nobody fetches, by whatever state.
 
-    def _remove_leftover(self, name: str) -> None:
-        path = self.partial / name
-        if path.name.startswith(".nfs"):  # open, on NFS, and removed
-            return
-        if path.suffix != PART_SUFFIX and name not in RESERVED_NAMES:
-            raise DestinationTaken(
-                f"{path} is not of this task's result; move it away and run the same "
-                "command again, no byte is fetched twice"
-            )
-        path.unlink()
+        Raises:
+            DestinationTaken: a process works in it.
+            DiskError: the disk refused.
+        """
+        for partial in self._every_partial():
+            with locked(partial):
+                try:
+                    shutil.rmtree(partial)
+                    sync_directory(self.dest)
+                except OSError as error:
+                    raise disk_error(error, partial, "deleted") from error
 
-    def _place_files(self, names: Sequence[str]) -> None:
-        """Rename the part files, and give each index a time no older than its VCF's."""
-        # Texts, not Paths: of 20,000 files these would take longer than the disk.
-        place = f"{self.partial}/"
-        for name in names:
-            os.rename(f"{place}{name}{PART_SUFFIX}", place + name)  # noqa: PTH104 - see above
-        known = set(names)
-        for name in names:
-            base, suffix = os.path.splitext(name)  # noqa: PTH122 - a POSIX name, not a path here
-            if suffix in INDEX_SUFFIXES and base in known:
-                _make_no_older(place + name, place + base)
-        sync_files(self.partial, names)
+    def _every_partial(self) -> list[Path]:
+        others = self.dest.glob(f"{self.task_id}~*{PARTIAL_SUFFIX}")
+        return [partial for partial in (self._ordinary, *others) if partial.is_dir()]
 
-    def _write_sums(self, algorithm: str, names: Sequence[str]) -> None:
-        lines = []
-        for name in names:
-            with (self.partial / name).open("rb") as file:
-                lines.append(f"{hashlib.file_digest(file, algorithm).hexdigest()}  {name}\n")
-        write_synced(self.partial / f"{algorithm.upper()}SUMS", lines)
+    def _clear_others(self, names: Set[str]) -> None:
+        """Remove what other states have received of a result that is published by now.
+
+        Not where locks are granted to everybody: somebody may be at work there.
+        """
+        for partial in self._every_partial():
+            with contextlib.suppress(OSError, DestinationTaken, DiskError):
+                self._clear(partial, names)
+
+    def _clear(self, partial: Path, names: Set[str]) -> None:
+        with contextlib.ExitStack() as stack:
+            if partial != self._ordinary:  # which is held by us
+                stack.enter_context(locked(partial))
+            if is_kept_for_one(partial):
+                clear(stack.enter_context(_opened(f"{self._real_dest}/{partial.name}")), names)
+                partial.rmdir()
 
     def remove_if_empty(self) -> None:
         """Remove the partial directory if nothing has arrived in it."""
         with contextlib.suppress(OSError):
+            if [found.name for found in self.partial.iterdir()] == [CLAIM_NAME]:
+                (self.partial / CLAIM_NAME).unlink()
             self.partial.rmdir()
 
 
-def _make_no_older(index: str, data: str) -> None:
-    newest = os.lstat(data).st_mtime_ns
-    if os.lstat(index).st_mtime_ns < newest:
-        os.utime(index, ns=(newest, newest), follow_symlinks=False)
-
-
-def _back_to_part(place: str) -> None:
-    """Make a file that a crash caught between two renames a part file again."""
-    with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISREG(os.lstat(place).st_mode) and not os.path.lexists(f"{place}{PART_SUFFIX}"):
-            os.rename(place, f"{place}{PART_SUFFIX}")  # noqa: PTH104 - a text, for speed
+@contextlib.contextmanager
+def _opened(directory: str) -> Iterator[Folders]:
+    root = linkless(directory)
+    try:
+        with Folders(root) as folders:
+            yield folders
+    finally:
+        os.close(root)
 
 
 class _PartPaths(Mapping[str, Path]):
@@ -327,6 +377,10 @@ class _PartPaths(Mapping[str, Path]):
         return len(self._names)
 
 
+def _facts(manifest: Manifest) -> set[tuple[str, int, str]]:
+    return {(file.name, file.size, file.crc64ecma) for file in manifest.files}
+
+
 def _directories(names: Iterable[str]) -> set[str]:
     """Return the directories that the files are in, and those above them, from `""` on."""
     directories = {""}
@@ -340,17 +394,3 @@ def _unused(path: Path) -> Path:
     """Return the path, with the first number behind it that makes it nobody's."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
     return next(each for each in itertools.chain([path], numbered) if not os.path.lexists(each))
-
-
-def _is_locked(descriptor: int) -> bool:
-    """Take the lock, and tell whether there are any; BlockingIOError if somebody else has it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:
-        return False
-    return True
-
-
-_NO_TMPFILE = (95, 22, 21)  # EOPNOTSUPP, EINVAL, EISDIR: the file system has no nameless files

@@ -78,7 +78,7 @@ async def repair(
         with held_for_repair(found.directory):
             objects = await _objects(found.manifest.task_id, api, options)
             mend = _Mend(
-                found.directory,
+                found.directory.resolve(),  # a link in it that comes later is an intruder's
                 objects,
                 renewal=LinkRenewal(
                     found.manifest.task_id, api=api, rules=options.rules, reporter=reporter

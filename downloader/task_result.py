@@ -9,6 +9,8 @@ import os
 import posixpath
 import re
 import sys
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -17,12 +19,20 @@ from urllib.parse import unquote
 from downloader.errors import BadTaskResult, InvalidTaskId
 from downloader.hosts import HostRules
 
-__all__ = ["MANIFEST_NAME", "PARTIAL_SUFFIX", "PlannedObject", "plan_objects", "valid_task_id"]
+__all__ = [
+    "MANIFEST_NAME",
+    "PARTIAL_SUFFIX",
+    "PlannedObject",
+    "may_be_one_place",
+    "plan_objects",
+    "valid_task_id",
+]
 
 PARTIAL_SUFFIX = ".partial"
 PART_SUFFIX = ".part"
 MANIFEST_NAME = "bge-manifest.json"
-RESERVED_NAMES = (MANIFEST_NAME, "SHA256SUMS", "MD5SUMS")
+CLAIM_NAME = f"bge-claim{PART_SUFFIX}"  # which state the partial directory belongs to
+RESERVED_NAMES = (MANIFEST_NAME, "SHA256SUMS", "MD5SUMS", CLAIM_NAME)
 MAX_TASK_ID = 128
 MAX_NAME_BYTES = 240  # a file system's 255, less our suffixes
 MAX_KEY_BYTES = 1023  # OSS's own limit, far below what a path may have
@@ -202,12 +212,38 @@ def _check_places(names: Sequence[str]) -> None:
     """Refuse two files in one place, ours included."""
     planned = set(names)
     for name in names:
-        is_taken = name in RESERVED_NAMES or f"{name}{PART_SUFFIX}" in planned
+        part = f"{name}{PART_SUFFIX}"
+        is_taken = name in RESERVED_NAMES or part in RESERVED_NAMES or part in planned
         if is_taken or any(_is_file(parent, planned) for parent in _parents(name)):
             raise BadTaskResult(
                 f"The task's result has a file named {name!r}, whose place is needed for "
                 "another file; nothing was fetched"
             )
+
+
+def may_be_one_place(names: Collection[str]) -> list[list[str]]:
+    """Return the groups of names, ours included, that some file systems take for one.
+
+    Those which do not tell upper from lower case, or one form of a letter from another (Unicode's
+    normal forms), or a name from one with blanks or dots behind it.
+    """
+    everything = (*names, *RESERVED_NAMES)
+    counts = Counter(map(_alike, everything))
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    if len(counts) < len(everything):
+        for name in everything:
+            if counts[_alike(name)] > 1:
+                groups[_alike(name)].append(name)
+    return list(groups.values())
+
+
+def _alike(name: str) -> str:
+    """Return what is the same of names that some file systems take for one."""
+    text = name if name.isascii() else unicodedata.normalize("NFC", name)
+    folded = text.casefold()
+    if " " in folded or "." in folded:
+        folded = "/".join(component.rstrip(" .") for component in folded.split("/"))
+    return folded if folded.isascii() else unicodedata.normalize("NFC", folded)
 
 
 def _parents(name: str) -> Iterator[str]:

@@ -7,7 +7,9 @@ All SQL of the program is here, and in the parts of the store: `state.agenda`, `
 
 from __future__ import annotations
 
+import contextlib
 import json
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import groupby, islice
@@ -146,6 +148,20 @@ class StateStore:
     def location(self) -> str:
         """The state's name for people: its path, or its URL without user and password."""
         return self._database.location
+
+    def identity(self) -> str:
+        """Return what tells this state from every other one; it is made once, at random."""
+        question = select(schema.meta.c.value).where(schema.meta.c.name == "identity")
+        with self._database.reading() as connection:
+            known = connection.execute(question).scalar()
+        if known is not None:
+            return str(known)
+        row = {"name": "identity", "value": secrets.token_hex(8)}
+        with self._database.writing() as connection:
+            with contextlib.suppress(IntegrityError), connection.begin_nested():
+                connection.execute(schema.meta.insert().values(**row))
+            # That of another process, if it was quicker.
+            return str(connection.execute(question).scalar_one())
 
     def tidy(self) -> None:
         """Let the database tidy itself: its statistics, and what it has written ahead."""

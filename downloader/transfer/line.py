@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 
+from downloader.transfer.ranged_get import MAX_ERROR_SECONDS, MAX_HEAD_SECONDS
 from downloader.transfer.wire import HEAD_END, Head, NoReply, parse_head
 
 __all__ = ["SLICE_SECONDS", "Line", "Place"]
@@ -50,9 +51,12 @@ class Line:
         self._early = memoryview(b"")
         self._send(head)
         raw = bytearray()
+        give_up_at = time.monotonic() + MAX_HEAD_SECONDS
         while (end := raw.find(HEAD_END)) < 0:
             if len(raw) > MAX_HEAD_BYTES:
                 raise NoReply("a head without an end")
+            if time.monotonic() >= give_up_at:
+                raise TimeoutError
             try:
                 raw += self._some(HEAD_BYTES)
             except EOFError:
@@ -83,8 +87,9 @@ class Line:
         """Read so many bytes of a refusal, or what of them comes before it breaks off; blocks."""
         text = memoryview(bytearray(length))
         held = 0
+        give_up_at = time.monotonic() + MAX_ERROR_SECONDS
         with contextlib.suppress(OSError, EOFError):
-            while held < length:
+            while held < length and time.monotonic() < give_up_at:
                 held += self.read_into(text[held:])
         return bytes(text[:held])
 

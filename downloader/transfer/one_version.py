@@ -29,7 +29,7 @@ from downloader.transfer.filling import Filling
 from downloader.transfer.first_step import FirstStep
 from downloader.transfer.object_source import ObjectSource
 from downloader.transfer.options import TransferOptions, Transferred
-from downloader.transfer.part_file import PartFile, disk_error
+from downloader.transfer.part_file import PartFile
 from downloader.transfer.plan import plan_segments, segments_without, usable
 from downloader.transfer.ranged_get import Body, Version
 from downloader.transfer.segment_run import SegmentRun
@@ -144,10 +144,7 @@ class OneVersion:
         await self._checkpoints.clear()
         if self._is_sized:
             self._reporter.received(self._name, -(self._resumed + self.received))
-        try:
-            await in_thread(self._part_path.unlink, missing_ok=True)
-        except OSError as error:
-            raise disk_error(error, self._part_path, "removed") from error
+        await in_thread(PartFile.remove, self._part_path)
 
     async def _recall(self) -> None:
         remembered = await self._checkpoints.load()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from downloader.errors import DiskError, DiskFull
+from downloader.folders import linkless
 from downloader.syncing import sync_names
 
 __all__ = ["PAGE_BYTES", "PartFile", "disk_error"]
@@ -21,7 +22,7 @@ __all__ = ["PAGE_BYTES", "PartFile", "disk_error"]
 PAGE_BYTES = 4096  # what offsets and lengths must be multiples of to pass the page cache by
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_RESERVATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-_NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
+_NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EEXIST)
 _DEVICES: dict[int, int] = {}
 _MAX_BUFFERS = 512  # the kernel takes 1,024 in one call (IOV_MAX)
 
@@ -46,24 +47,35 @@ class PartFile:
     def open(cls, path: Path, *, anew: bool = False) -> PartFile:
         """Open or create the file, whatever is in it; links and special files are refused.
 
-        `anew` makes another file in the place of one that is there. It is never emptied: somebody
-        else may be writing to it, where no lock has kept us apart, and `confirm` tells him.
+        A link anywhere in its path too: what is the user's own is resolved before. `anew` makes
+        another file in the place of one that is there. It is never emptied, and never one that
+        somebody else has just made: he may be writing to it, where no lock has kept us apart, and
+        `confirm` tells him.
         """
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         with _told(path, "opened"):
-            if anew and cls.size_on_disk(path) is not None:
-                path.unlink(missing_ok=True)
+            folder = linkless(path.parent)
             try:
-                descriptor = os.open(path, flags, 0o644)
-            except OSError as error:
-                if error.errno in _NO_FILE:
-                    raise _no_ordinary_file(path) from error
-                raise
+                if anew and cls.size_on_disk(path) is not None:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path.name, dir_fd=folder)
+                descriptor = _opened(path, folder, os.O_EXCL if anew else 0)
+            finally:
+                os.close(folder)
             facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
             os.close(descriptor)
             raise _no_ordinary_file(path)
         return cls(path, descriptor)
+
+    @staticmethod
+    def remove(path: Path) -> None:
+        """Remove the file, if it is there; no link leads to another one."""
+        with _told(path, "removed"), contextlib.suppress(FileNotFoundError):
+            folder = linkless(path.parent)
+            try:
+                os.unlink(path.name, dir_fd=folder)
+            finally:
+                os.close(folder)
 
     @staticmethod
     def size_on_disk(path: Path) -> int | None:
@@ -235,6 +247,16 @@ def disk_error(error: OSError, path: Path, deed: str) -> DiskError:
             "again, it goes on where it stopped"
         )
     return DiskError(f"{path} could not be {deed}: {reason}")
+
+
+def _opened(path: Path, folder: int, extra_flags: int) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | extra_flags
+    try:
+        return os.open(path.name, flags, 0o644, dir_fd=folder)
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise _no_ordinary_file(path) from error
+        raise
 
 
 def _no_ordinary_file(path: Path) -> DiskError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -31,6 +32,8 @@ from downloader.transfer.plan import is_strong_etag
 
 __all__ = [
     "MAX_ERROR_BYTES",
+    "MAX_ERROR_SECONDS",
+    "MAX_HEAD_SECONDS",
     "Body",
     "ReplyHead",
     "Version",
@@ -42,6 +45,9 @@ __all__ = [
 
 MAX_REDIRECTS = 5
 MAX_ERROR_BYTES = 64 * 1024
+# Each byte that comes is a sign of life, so patience alone would wait for ever for a trickle.
+MAX_ERROR_SECONDS = 10.0  # for what a refusal says
+MAX_HEAD_SECONDS = 600.0  # for the head of a reply, and for interim ones before it
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _UNSATISFIED_RANGE = re.compile(r"bytes \*/([0-9]{1,18})")
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -191,13 +197,14 @@ async def _sent(
     proxy = proxy_for(url)
     with _passing_faults():
         try:
-            return await session.get(
-                URL(url, encoded=True),  # a signature is over the link as it was written
-                headers=headers,
-                allow_redirects=False,
-                proxy=proxy.url,
-                proxy_headers=proxy.headers,
-            )
+            async with asyncio.timeout(MAX_HEAD_SECONDS):
+                return await session.get(
+                    URL(url, encoded=True),  # a signature is over the link as it was written
+                    headers=headers,
+                    allow_redirects=False,
+                    proxy=proxy.url,
+                    proxy_headers=proxy.headers,
+                )
         except aiohttp.ClientConnectorCertificateError:
             raise  # which is a ValueError too
         except ValueError as error:  # also aiohttp's InvalidURL, and text that cannot be sent
@@ -335,8 +342,9 @@ async def _refusal(response: aiohttp.ClientResponse) -> TransferError:
     """Read what a refusal says; where its body breaks off, the status is still an answer."""
     raw = b""
     with contextlib.suppress(StoreUnavailable), _passing_faults():
-        while len(raw) < MAX_ERROR_BYTES and (chunk := await response.content.readany()):
-            raw += chunk
+        async with asyncio.timeout(MAX_ERROR_SECONDS):
+            while len(raw) < MAX_ERROR_BYTES and (chunk := await response.content.readany()):
+                raw += chunk
     return refusal(response.status, response.headers, raw)
 
 

@@ -173,3 +173,120 @@ def test_loopback_is_what_the_address_says(address):
 @pytest.mark.parametrize("host", ["localhost.evil.net", "127.1", "0", "", "::1.evil.net"])
 def test_what_only_looks_like_loopback_is_none(host):
     assert not is_loopback(host)
+
+
+# Where a name may lead
+
+
+OUTSIDE = ["47.95.85.22", "8.8.8.8", "2408:4009:500::1", "64:ff9b::8.8.8.8", "2002:0808:0808::1"]
+INSIDE = [
+    "127.0.0.1",
+    "127.8.8.8",
+    "::1",
+    "10.1.2.3",
+    "172.16.0.1",
+    "192.168.1.1",
+    "100.64.0.1",  # of carriers, and of OSS's internal endpoints
+    "100.118.28.50",
+    "198.18.0.7",  # of test benches, and of some VPN programs
+    "192.0.2.1",
+    "fd00::1",
+    "fc00::1",
+    "fec0::1",
+    "::ffff:10.1.2.3",
+    "::ffff:127.0.0.1",
+    "64:ff9b::127.0.0.1",
+    "64:ff9b::10.0.0.1",
+    "2002:7f00:1::1",
+    "2001:db8::1",
+    "2001::1",  # Teredo
+]
+NO_STORE = [
+    "169.254.169.254",  # clouds hand out credentials there
+    "169.254.0.23",
+    "100.100.100.200",
+    "168.63.129.16",
+    "192.0.0.192",
+    "fd00:ec2::254",
+    "fd20:ce::254",
+    "::ffff:169.254.169.254",
+    "::ffff:100.100.100.200",
+    "64:ff9b::169.254.169.254",
+    "2002:a9fe:a9fe::1",
+    "fe80::1",
+    "fe80::1%2",
+    "224.0.0.1",
+    "239.1.2.3",
+    "ff02::1",
+    "0.0.0.0",
+    "0.1.2.3",
+    "::",
+    "::127.0.0.1",
+    "255.255.255.255",
+    "240.0.0.1",
+]
+LOOSE = HostRules.of(["*.aliyuncs.com", "lab.aliyuncs.com", "localhost", "10.9.9.9", "127.0.0.1"])
+
+
+@pytest.mark.parametrize("address", OUTSIDE)
+@pytest.mark.parametrize("host", ["a.aliyuncs.com", "LAB.aliyuncs.com."])
+def test_every_allowed_name_may_lead_to_an_address_of_the_internet(host, address):
+    assert LOOSE.reachable(host, [address]) == {address}
+
+
+@pytest.mark.parametrize("address", INSIDE)
+def test_only_a_name_that_is_listed_by_itself_may_lead_inside(address):
+    with pytest.raises(HostNotAllowed, match=r"leads to .* add a\.aliyuncs\.com itself"):
+        LOOSE.reachable("a.aliyuncs.com", [address])
+    assert LOOSE.reachable("lab.aliyuncs.com", [address]) == {address}
+    assert LOOSE.reachable("Lab.aliyuncs.com.", [address]) == {address}
+
+
+@pytest.mark.parametrize("address", NO_STORE)
+@pytest.mark.parametrize("host", ["a.aliyuncs.com", "lab.aliyuncs.com", "localhost"])
+def test_no_name_leads_to_where_no_store_can_be(host, address):
+    with pytest.raises(HostNotAllowed, match="where no store can be"):
+        LOOSE.reachable(host, [address])
+
+
+def test_an_address_that_is_listed_is_for_links_to_it_and_for_no_name():
+    """With 127.0.0.1 allowed, as for the sandbox, no name of somebody else's leads there."""
+    assert LOOSE.reachable("10.9.9.9", ["10.9.9.9"]) == {"10.9.9.9"}
+    assert LOOSE.reachable("0:0::1", ["::1"]) == {"::1"}
+    for address in ("10.9.9.9", "127.0.0.1"):
+        with pytest.raises(HostNotAllowed):
+            LOOSE.reachable("a.aliyuncs.com", [address])
+
+
+def test_of_several_addresses_those_are_left_that_may_be_connected_to():
+    found = ["10.0.0.1", "8.8.8.8", "::1", "2408:4009:500::1"]
+    assert LOOSE.reachable("a.aliyuncs.com", iter(found)) == {"8.8.8.8", "2408:4009:500::1"}
+
+
+def test_localhost_which_needs_no_tls_is_this_machine_alone():
+    assert LOOSE.reachable("localhost", ["127.0.0.1", "::1"]) == {"127.0.0.1", "::1"}
+    with pytest.raises(HostNotAllowed):
+        LOOSE.reachable("localhost", ["8.8.8.8"])
+
+
+def test_a_name_that_leads_nowhere_is_not_a_matter_of_rules():
+    assert LOOSE.reachable("a.aliyuncs.com", []) == set()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "host"),
+    [("*.0.0.1", "127.0.0.1"), ("*.1", "127.1"), ("*.0x1", "127.0x1"), ("*.0.1", "0x7f.0.1")],
+)
+def test_a_pattern_is_for_names_and_not_for_addresses(pattern, host):
+    with pytest.raises(HostNotAllowed):
+        HostRules.of([pattern]).check(f"https://{host}/x")
+
+
+@given(address=st.ip_addresses())
+def test_only_what_the_internet_routes_is_reached_by_a_pattern(address):
+    try:
+        HostRules.of(["*.a"]).reachable("b.a", [str(address)])
+    except HostNotAllowed:
+        return
+    assert address.is_global
+    assert not address.is_multicast

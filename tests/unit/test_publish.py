@@ -369,7 +369,7 @@ def test_a_folder_of_many_files_is_made_once(place, monkeypatch):
 
     monkeypatch.setattr(os, "mkdir", mkdir)
     place.part_paths(many(30))
-    assert sorted(made) == [str(place.partial / f"d{number}") for number in range(3)]
+    assert sorted(made) == ["d0", "d1", "d2"]
 
 
 def test_of_many_files_those_that_had_arrived_are_part_files_again(place):
@@ -385,7 +385,7 @@ def test_of_many_files_those_that_had_arrived_are_part_files_again(place):
 def test_a_link_among_the_folders_of_many_files_is_refused(place, tmp_path):
     place.partial.mkdir(parents=True)
     (place.partial / "d").symlink_to(tmp_path)
-    with pytest.raises(DiskError, match="is a link; move it away"):
+    with pytest.raises(DiskError, match="its path is a link; move it away"):
         place.part_paths(CONTENT)
 
 
