@@ -9,7 +9,7 @@ CASES ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage lint format readme bench clean
+.PHONY: help install demo test coverage lint format readme bench torture clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
@@ -41,6 +41,9 @@ readme: $(VENV)/.developing  ## Write the README's generated tables anew
 
 bench: $(VENV)/.developing  ## Measure against the peers on the PATH; CASES="http tls" for some rows
 	@$(BIN)/python -m tests.bench --rounds $(ROUNDS) $(or $(CASES),--write)
+
+torture: $(VENV)/.developing  ## Crash at every point, try every fault, and live in trouble for minutes
+	@BGE_TEST_TORTURE=1 BGE_TEST_LONG=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 clean:  ## Remove what was made here
 	rm -rf $(VENV) .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

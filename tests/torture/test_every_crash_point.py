@@ -1,0 +1,114 @@
+"""Every crash point, with everything that may be lost there; see test_crash_points.py.
+
+For `make torture` alone: it takes some minutes.
+"""
+
+import pytest
+
+from torture.crashes import Tally, crashes
+from torture.losses import ALL_LOSSES, killed, nothing_kept, torn
+from torture.recorded import SABOTAGE
+from torture.recording import Kind
+from torture.recovery import DEST, TASK, write_out
+from torture.scenes import FILES, OTHERS, half_way, while_publishing
+
+RESULT = f"{DEST}/{TASK}"
+
+pytestmark = pytest.mark.timeout(3600)
+
+
+def every_loss(*_):
+    return ALL_LOSSES
+
+
+async def all_end_well(torture, called, *, road="straight", replaced_by=None, **details):
+    recorded = await torture.record(road=road)
+    if replaced_by:
+        torture.serve(replaced_by)
+        details.update(wanted=replaced_by, recorded_as=FILES)
+    tally = await torture.crash(recorded, every_loss, **details)
+    torture.tell(called, tally)
+    assert tally.failures == []
+
+
+@pytest.mark.parametrize("road", ["straight", "plain"])
+async def test_a_first_fetch(torture, road):
+    await all_end_well(torture, f"a first fetch, the {road} way", road=road)
+
+
+async def test_a_resumed_fetch(torture):
+    """A second power loss, while the first is being mended."""
+    await torture.crashed(half_way, nothing_kept)
+    await all_end_well(torture, "a resumed fetch")
+
+
+async def test_a_fetch_resumed_from_torn_writes(torture):
+    await torture.crashed(half_way, torn)
+    await all_end_well(torture, "a fetch resumed from torn writes")
+
+
+async def test_a_fetch_that_was_killed_while_publishing(torture):
+    await torture.crashed(while_publishing, killed)
+    await all_end_well(torture, "a fetch that was killed while publishing")
+
+
+async def test_a_fetch_of_replaced_objects(torture):
+    """Two versions never meet: not even in the zeros and the old bytes that a power loss leaves."""
+    await torture.crashed(half_way, killed)
+    torture.marks = []  # what was safe is of no use any more
+    torture.serve(OTHERS)
+    await all_end_well(torture, "a fetch of replaced objects", wanted=OTHERS)
+
+
+async def test_objects_that_are_replaced_while_the_power_is_off(torture):
+    await all_end_well(torture, "a fetch before objects are replaced", replaced_by=OTHERS)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_a_fetch_over_a_damaged_result(torture, is_there):
+    """A file of it was cut, or removed."""
+    files = dict((await torture.record()).after)
+    whole = files.pop(f"{RESULT}/data.bin")
+    cut = {f"{RESULT}/data.bin": whole[:1000]} if is_there else {}
+    write_out(torture.root, {**files, **cut})
+    await all_end_well(
+        torture, f"a fetch over a result with a file {'cut' if is_there else 'removed'}"
+    )
+
+
+async def test_a_fetch_of_a_published_result(torture):
+    """It writes to the state alone."""
+    await torture.record()
+    torture.marks = ["published"]
+    await all_end_well(torture, "a fetch of a published result")
+
+
+async def test_a_power_loss_after_a_kill(torture):
+    """What was not synced by a process that was killed is not safe because the next one finds it.
+
+    Of the kills, those are tried that come after a change of names.
+    """
+    first, total = await torture.record(), Tally()
+    for killing in crashes(first, lambda _, last: [killed] if changes_names(last) else []):
+        if killing is not None:
+            torture.leave(killing)
+            second = await torture.record(before=first.before.found_by_another(torture.root))
+            tally = await torture.crash(second, lambda *_: [nothing_kept])
+            tally.failures = [f"{killing}; {failure}" for failure in tally.failures]
+            total.add(tally)
+    torture.tell("fetches after every kill that came after a change of names", total)
+    assert total.failures == []
+
+
+def changes_names(operation):
+    kinds = (Kind.CREATE, Kind.MKDIR, Kind.RENAME, Kind.UNLINK)
+    return operation is None or operation.kind in kinds
+
+
+@pytest.mark.parametrize("without", SABOTAGE)
+async def test_a_fetch_that_goes_without_a_sync_is_found_out(torture, without):
+    """A test of the tests: each of the syncs is needed, and each is missed."""
+    recorded = await torture.record(without=without)
+    tally = await torture.crash(recorded, lambda *_: [nothing_kept])
+    torture.tell(f"a fetch without {without}", tally)
+    assert tally.failures
