@@ -1,5 +1,9 @@
-"""The service as a process: 200 tasks at once, of every kind, and each has its own end."""
+"""The service as a process: many tasks at once, of every kind, and each has its own end.
 
+With BGE_TEST_TORTURE=1 they are 200, otherwise 50.
+"""
+
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from downloader.sandbox import Fault, samples
 pytest_plugins = ["e2e_helpers"]
 
 LATER = ("PENDING", "STARTED", "SUCCESS")
+SHARE = 1.0 if os.environ.get("BGE_TEST_TORTURE") else 0.25
 SETTINGS = {
     "BGE_CALLS_PER_SECOND": "1000",
     "BGE_TASK_ATTEMPTS": "1",  # a second one would come half a minute later
@@ -27,7 +32,7 @@ class Kinds:
         self.files = {}  # what must be published
 
     def add(self, count, phase, exit_code, make):
-        for number in range(count):
+        for number in range(max(1, round(SHARE * count))):
             task_id, files = make(number)
             self.ends[task_id] = (phase, exit_code)
             if phase == "published":
@@ -83,9 +88,7 @@ def open_files(pid):
     return len([*Path(f"/proc/{pid}/fd").iterdir()])
 
 
-async def test_two_hundred_tasks_at_once_each_come_to_their_own_end(
-    program, kinds, tmp_path, sandbox
-):
+async def test_many_tasks_at_once_each_come_to_their_own_end(program, kinds, tmp_path, sandbox):
     told = tmp_path / "told"
     hook = f'["sh", "-c", "echo $BGE_EVENT $BGE_TASK_ID >> {told}"]'
     (program.cwd / "bge-downloader.toml").write_text(f"on_complete = {hook}\non_failure = {hook}\n")

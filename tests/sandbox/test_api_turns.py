@@ -271,7 +271,7 @@ def test_whatever_happens_nobody_is_forgotten_and_the_rate_is_kept(rate, steps):
     async def scene():
         passing, fastest, current = Time(), rate, rate
         turns = Turns(rate, clock=passing.clock, sleep=passing.sleep)
-        callers, cancelled = Callers(passing, turns), set()
+        callers, cancelled, rested = Callers(passing, turns), set(), 0.0
         for step in steps:
             if step == "come":
                 await callers.come(3)
@@ -279,6 +279,7 @@ def test_whatever_happens_nobody_is_forgotten_and_the_rate_is_kept(rate, steps):
                 await passing.passes(0.7 / current)
             elif step == "rest":
                 turns.rest(2 / current)
+                rested = max(rested, 2 / current)
             elif step == "cancel" and callers.tasks:
                 callers.tasks[-1].cancel()
                 cancelled.add(len(callers.tasks) - 1)
@@ -286,7 +287,7 @@ def test_whatever_happens_nobody_is_forgotten_and_the_rate_is_kept(rate, steps):
                 current *= 2 if step == "faster" else 0.5
                 fastest = max(fastest, current)
                 turns.change(current)
-        await passing.passes(100 / current)
+        await passing.passes(rested + 100 / current)
         assert set(callers.numbers) | cancelled == set(range(len(callers.tasks)))
         assert callers.numbers == sorted(callers.numbers)
         for first, last in itertools.combinations(range(len(callers.times)), 2):

@@ -41,10 +41,10 @@ async def test_a_body_that_breaks_off_is_gone_on_with(rig, fault, covering):
     done = await rig.transfer()
     assert rig.on_disk == DATA
     assert done.received_bytes == len(DATA)
-    if (
-        fault is not Fault.RESET and not is_again
-    ):  # the former takes from the kernel what was sent and not read
-        assert rig.store.bytes_served == len(DATA)
+    # A reset takes from the kernel what was sent and not read. And on a busy machine a slow segment
+    # is cut for another to help with it: what is on its way by then is sent twice.
+    if fault is not Fault.RESET and not is_again:
+        assert len(DATA) <= rig.store.bytes_served <= len(DATA) + 2 * MIB
 
 
 @pytest.mark.parametrize("covering", WHERE)
