@@ -36,8 +36,10 @@ format: $(VENV)/.developing  ## Put the code into its usual form
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-readme: $(VENV)/.developing  ## Write the README's generated tables anew
+readme: $(VENV)/.developing  ## Write the documents' generated tables anew
 	@$(BIN)/python tests/readme.py
+	@$(BIN)/python tests/example_settings.py --write
+	@$(BIN)/python tests/reliability.py --write
 
 bench: $(VENV)/.developing  ## Measure against the peers on the PATH; CASES="http tls" for some rows
 	@$(BIN)/python -m tests.bench --rounds $(ROUNDS) $(or $(CASES),--write)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
@@ -19,6 +20,21 @@ from state import StateStore, schema
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 NOBODY = 65534  # a number needs no account
+
+
+hypothesis.settings.register_profile("quick", max_examples=40)
+hypothesis.settings.register_profile("thorough", max_examples=400)
+hypothesis.settings.load_profile("thorough" if os.environ.get("BGE_TEST_TORTURE") else "quick")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave what is thorough to `make torture`: the suite is to end before anybody looks away."""
+    if os.environ.get("BGE_TEST_TORTURE"):
+        return
+    thorough = [item for item in items if item.get_closest_marker("thorough")]
+    if thorough:
+        config.hook.pytest_deselected(items=thorough)
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
 
 
 @pytest.fixture(autouse=True)

@@ -93,6 +93,8 @@ def _serve(settings: Settings, load: Callable[[], Settings], *, verbose: bool) -
 
     level = logging.DEBUG if verbose else logging.INFO
     set_up_service_logging(settings.log_format, level=level)
+    # That a round is still running when the next is due is no fault, and is not to be told.
+    logging.getLogger("apscheduler.scheduler").setLevel(logging.ERROR)
     reload = asyncio.Event()
     interruption_is_told()
     service = run_service(settings, reload=reload, load=load, notifier=Notifier.from_environment())

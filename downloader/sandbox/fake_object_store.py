@@ -18,7 +18,13 @@ from downloader.sandbox.bucket import Bucket, utc_now
 from downloader.sandbox.faults import Details, Fault, FaultQueue, Injection
 from downloader.sandbox.ledger import Exchange, Ledger, StoreRequest
 from downloader.sandbox.links import LinkSigner
-from downloader.sandbox.loopback import LoopbackServer, http_date, split_target
+from downloader.sandbox.loopback import (
+    NO_HTTP,
+    LoopbackServer,
+    http_date,
+    say_instead,
+    split_target,
+)
 from downloader.sandbox.objects import StoredObject
 from downloader.sandbox.oss_errors import OssError
 from downloader.sandbox.ranges import UnsatisfiableRangeError
@@ -230,6 +236,9 @@ class FakeObjectStore(Bucket):
             location = details.get("location", self.url + request.raw_path)
             target = location() if callable(location) else location
             return Reply(status=details.get("status", 302), headers={"Location": target})
+        if injection.fault is Fault.GARBAGE:
+            say_instead(request, details.get("extra", NO_HTTP))
+            return Reply(status=502, headers={})  # of which nothing is sent any more
         return html_page()
 
     def _right_reply(

@@ -151,10 +151,13 @@ class FakePlatform:
         call = CALLS.get(f"/{path}")
         name = call.name if call else "unknown"
         outcome = "no answer"
+        response: web.StreamResponse | None
         try:
             params = await self._admit(request, call, query)
             outcome = "fault"
-            response = await self._answer_wrongly(request, name)
+            response = await self._answer_wrongly(
+                request, name, lambda: self._envelope(0, "", self._data(name, params))
+            )
             if response is None:
                 response = self._envelope(0, "", self._data(name, params))
                 outcome = "code 0"
@@ -186,13 +189,13 @@ class FakePlatform:
         return own
 
     async def _answer_wrongly(
-        self, request: web.BaseRequest, name: str
+        self, request: web.BaseRequest, name: str, right: Callable[[], web.Response]
     ) -> web.StreamResponse | None:
         waiting = self._faults.candidates(target=name, method="POST", covered=range(0))
         if not waiting:
             return None
         waiting[0].hit()
-        return await answer_wrongly(request, waiting[0], headers=self._headers())
+        return await answer_wrongly(request, waiting[0], right, headers=self._headers())
 
     def _data(self, name: str, params: Mapping[str, str]) -> object:
         """Return what the call answers with."""
@@ -222,9 +225,7 @@ class FakePlatform:
         url = self._links.object_url(params["object_name"], lifetime=lifetime)
         return {"url": url, "expires": str(expires)}
 
-    def _envelope(
-        self, code: int, msg: str, data: object, *, status: int = 200
-    ) -> web.StreamResponse:
+    def _envelope(self, code: int, msg: str, data: object, *, status: int = 200) -> web.Response:
         envelope = {"code": code, "msg": msg, "data": data}
         body = json.dumps(envelope, ensure_ascii=False).encode()
         headers = {**self._headers(), "Content-Type": "application/json"}

@@ -24,9 +24,12 @@ class Fault(enum.Enum):
     TRICKLE = "trickle"  # go on very slowly (chunk, interval)
     TRUNCATE_CHUNKED = "truncate_chunked"  # no length, and a clean end too early (after)
     OVERLONG = "overlong"  # no length, and bytes behind the end (extra)
+    LONGER = "longer"  # a length of more than was asked for, and so many bytes (extra)
+    TAIL = "tail"  # the right answer, and bytes that are part of none behind it (extra)
     CHUNKED = "chunked"  # no length, nothing else
     IGNORE_RANGE = "ignore_range"  # 200 with the whole object
     WRONG_CONTENT_RANGE = "wrong_content_range"  # right bytes, another range in the header (shift)
+    NO_CONTENT_RANGE = "no_content_range"  # a 206 that does not say of what
     WRONG_PART = "wrong_part"  # right header, bytes from elsewhere (shift)
     SHORT_RANGE = "short_range"  # a 206 of less than was asked, and its header says so (length)
     WRONG_TOTAL = "wrong_total"  # another total in Content-Range (total)
@@ -34,6 +37,7 @@ class Fault(enum.Enum):
     EXPIRED = "expired"  # 403, as for a link whose time is over
     REDIRECT = "redirect"  # 302 to `location`, or to itself (location, status)
     HTML_200 = "html_200"  # a gateway's page with status 200
+    GARBAGE = "garbage"  # what is no HTTP (extra)
     HANG = "hang"  # no answer until released or the client leaves, then the right one
     ETAG_CHANGED = "etag_changed"  # another ETag, If-Match ignored (etag)
     NO_ETAG = "no_etag"
@@ -42,6 +46,7 @@ class Fault(enum.Enum):
     NO_CRC = "no_crc"
     FLIP_BYTE = "flip_byte"  # one byte is not what it is in the object (offset)
     CONTENT_ENCODING = "content_encoding"  # the label without the encoding (encoding)
+    COMPRESSED = "compressed"  # with gzip, which nobody has asked for; the label says so
 
 
 class PlatformFault(enum.Enum):
@@ -54,6 +59,11 @@ class PlatformFault(enum.Enum):
     NOT_OBJECT = "not_object"  # good JSON that is a list
     HUGE_JSON = "huge_json"  # (size)
     BUSINESS_ERROR = "business_error"  # (code, message)
+    BODY = "body"  # these bytes as the answer (body, status)
+    CUT = "cut"  # the right answer, of which the end does not come
+    TRICKLE = "trickle"  # the right answer, a few bytes at a time (chunk, interval)
+    GARBAGE = "garbage"  # what is no HTTP
+    REDIRECT = "redirect"  # 307 to `location`, which would bring the signed form there
     HANG = "hang"  # no answer until released or the client leaves, then the right one
     RESET = "reset"
 
@@ -65,6 +75,7 @@ class Details(TypedDict, total=False):
     chunk: int
     interval: float  # seconds
     extra: bytes
+    body: bytes
     shift: int
     length: int
     total: int

@@ -16,7 +16,17 @@ from aiohttp.web_protocol import RequestHandler
 
 from downloader.errors import InvalidSettings
 
-__all__ = ["LoopbackServer", "close_connection", "http_date", "reset_connection", "split_target"]
+__all__ = [
+    "NO_HTTP",
+    "LoopbackServer",
+    "close_connection",
+    "http_date",
+    "reset_connection",
+    "say_instead",
+    "split_target",
+]
+
+NO_HTTP = b"SSH-2.0-OpenSSH_9.2p1\r\n"  # as from a port that serves something else
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -108,6 +118,13 @@ def reset_connection(request: web.BaseRequest) -> None:
     connection = transport.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
+
+
+def say_instead(request: web.BaseRequest, data: bytes) -> None:
+    """Write these bytes in place of an answer, and close the connection after them."""
+    if request.transport is not None:
+        request.transport.write(data)
+        request.transport.close()
 
 
 def split_target(request: web.BaseRequest) -> tuple[str, str]:

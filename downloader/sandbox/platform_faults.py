@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
 from downloader.sandbox.faults import Details, Injection, PlatformFault
-from downloader.sandbox.loopback import reset_connection
+from downloader.sandbox.loopback import (
+    NO_HTTP,
+    close_connection,
+    reset_connection,
+    say_instead,
+)
 
 __all__ = ["answer_wrongly"]
 
@@ -17,9 +23,13 @@ CHUNK_BYTES = 256 * 1024
 
 
 async def answer_wrongly(
-    request: web.BaseRequest, injection: Injection[PlatformFault], *, headers: Mapping[str, str]
+    request: web.BaseRequest,
+    injection: Injection[PlatformFault],
+    right: Callable[[], web.Response],
+    *,
+    headers: Mapping[str, str],
 ) -> web.StreamResponse | None:
-    """Answer as the fault wants it; None where the right answer shall follow after all."""
+    """Answer as the fault wants it; None where the `right` answer shall follow after all."""
     injection.happened.set()
     if injection.fault is PlatformFault.HANG:
         await injection.released.wait()
@@ -27,6 +37,11 @@ async def answer_wrongly(
     if injection.fault is PlatformFault.RESET:
         reset_connection(request)
         return web.Response()
+    if injection.fault is PlatformFault.GARBAGE:
+        say_instead(request, NO_HTTP)
+        return web.Response()
+    if injection.fault in (PlatformFault.CUT, PlatformFault.TRICKLE):
+        return await _in_pieces(request, injection, right())
     if injection.fault is PlatformFault.HUGE_JSON:
         size = injection.details.get("size", HUGE_BYTES)
         return await _huge_json(request, size, headers=headers)
@@ -51,6 +66,11 @@ def _small(
         body = b'{"code": 0, "msg": "", "data": {"status": "SUCC'
     elif fault is PlatformFault.NOT_OBJECT:
         body = b'["code", 0]'
+    elif fault is PlatformFault.BODY:
+        status, body = details.get("status", 200), details.get("body", b"")
+    elif fault is PlatformFault.REDIRECT:
+        location = details.get("location") or "/"
+        status, more = 307, {"Location": location if isinstance(location, str) else location()}
     else:
         envelope = {
             "code": details.get("code", 1500),
@@ -59,6 +79,27 @@ def _small(
         }
         body = json.dumps(envelope, ensure_ascii=False).encode()
     return web.Response(status=status, body=body, headers={**headers, "Content-Type": kind, **more})
+
+
+async def _in_pieces(
+    request: web.BaseRequest, injection: Injection[PlatformFault], right: web.Response
+) -> web.StreamResponse:
+    """Send the right answer piece by piece, whole or half of it."""
+    body = right.body if isinstance(right.body, bytes) else b""
+    is_cut = injection.fault is PlatformFault.CUT
+    chunk = injection.details.get("chunk", 16)
+    response = web.StreamResponse(headers=right.headers)
+    response.content_length = len(body)
+    try:
+        await response.prepare(request)
+        for start in range(0, len(body) // 2 if is_cut else len(body), chunk):
+            await response.write(body[start : start + chunk])
+            await asyncio.sleep(0 if is_cut else injection.details.get("interval", 0.01))
+    except ConnectionError:
+        is_cut = True
+    if is_cut:
+        close_connection(request)
+    return response
 
 
 async def _huge_json(

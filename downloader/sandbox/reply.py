@@ -44,18 +44,21 @@ class Reply:
     ending: Ending = Ending.CLEAN
     after: int | None = None  # bytes of the body that are sent before the ending
     flip_at: int | None = None  # absolute position of a byte to be sent inverted
-    extra: bytes = b""
+    extra: bytes = b""  # behind the body, and part of it
+    tail: bytes = b""  # behind the answer
     trickle: tuple[int, float] | None = None  # bytes at a time, seconds between
 
     @property
     def length(self) -> int:
         """Bytes in the body, as promised."""
-        return self.stop - self.start
+        return self.stop - self.start + len(self.extra)
 
     @property
     def is_plain(self) -> bool:
         """Tell whether the body is sent just as it is."""
-        special = self.chunked or self.extra or self.trickle or self.flip_at is not None
+        special = (
+            self.chunked or self.extra or self.tail or self.trickle or self.flip_at is not None
+        )
         return not special and self.ending is Ending.CLEAN and self.stop <= self.size
 
 

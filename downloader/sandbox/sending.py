@@ -73,6 +73,8 @@ class Delivery:
                 await self._send(response, source, stop, reply.stop)
         if reply.extra:
             await self._write(response, reply.extra)
+        if reply.tail and self.request.transport is not None:
+            self.request.transport.write(reply.tail)
         if reply.ending is Ending.CUT:
             close_connection(self.request)
         elif reply.ending is Ending.RESET:

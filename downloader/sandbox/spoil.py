@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gzip
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from downloader.sandbox.faults import Details, Fault
+from downloader.sandbox.objects import Source, open_source
 from downloader.sandbox.oss_errors import OssError
 from downloader.sandbox.ranges import ByteRange, content_range
 from downloader.sandbox.reply import Ending, Reply
@@ -13,11 +15,19 @@ from downloader.sandbox.reply import Ending, Reply
 __all__ = ["INSTEAD", "can_spoil", "error_instead", "html_page", "spoil"]
 
 # These need no right answer: they come in its place, before the link is even looked at.
-INSTEAD = {Fault.STATUS, Fault.EXPIRED, Fault.REDIRECT, Fault.HTML_200, Fault.HANG}
+INSTEAD = {
+    Fault.STATUS,
+    Fault.EXPIRED,
+    Fault.REDIRECT,
+    Fault.HTML_200,
+    Fault.GARBAGE,
+    Fault.HANG,
+}
 
 _NEEDS_RANGE = {
     Fault.IGNORE_RANGE,
     Fault.WRONG_CONTENT_RANGE,
+    Fault.NO_CONTENT_RANGE,
     Fault.WRONG_PART,
     Fault.SHORT_RANGE,
     Fault.WRONG_TOTAL,
@@ -94,6 +104,14 @@ def _overlong(reply: Reply, details: Details) -> Reply:
     return replace(reply, chunked=True, extra=details.get("extra", b"\0" * 16))
 
 
+def _longer(reply: Reply, details: Details) -> Reply:
+    return replace(reply, extra=details.get("extra", b"\0" * 16))
+
+
+def _tail(reply: Reply, details: Details) -> Reply:
+    return replace(reply, tail=details.get("extra", b"HTTP/1.1 200 OK\r\n\r\n"))
+
+
 def _chunked(reply: Reply, _: Details) -> Reply:
     return replace(reply, chunked=True)
 
@@ -143,6 +161,21 @@ def _content_encoding(reply: Reply, details: Details) -> Reply:
     return _with(reply, "Content-Encoding", details.get("encoding", "gzip"))
 
 
+def _compressed(reply: Reply, _: Details) -> Reply:
+    with open_source(reply.content, max(1, reply.size)) as source:
+        whole = b"".join(_pieces(source, reply.start, reply.stop))
+    body = gzip.compress(whole, compresslevel=1, mtime=0)
+    short = replace(reply, content=body, size=len(body), start=0, stop=len(body))
+    return _with(short, "Content-Encoding", "gzip")
+
+
+def _pieces(source: Source, start: int, stop: int) -> Iterator[bytes]:
+    while start < stop:
+        piece = source.read(start, stop - start)
+        yield piece
+        start += len(piece)
+
+
 def _with(reply: Reply, name: str, value: str) -> Reply:
     return replace(reply, headers={**reply.headers, name: value})
 
@@ -162,9 +195,12 @@ _CHANGES: dict[Fault, Change] = {
     Fault.TRICKLE: _trickle,
     Fault.TRUNCATE_CHUNKED: _truncate,
     Fault.OVERLONG: _overlong,
+    Fault.LONGER: _longer,
+    Fault.TAIL: _tail,
     Fault.CHUNKED: _chunked,
     Fault.IGNORE_RANGE: lambda reply, _: reply,  # the reply was planned without the header
     Fault.WRONG_CONTENT_RANGE: _wrong_content_range,
+    Fault.NO_CONTENT_RANGE: _without("Content-Range"),
     Fault.WRONG_PART: _wrong_part,
     Fault.SHORT_RANGE: _short_range,
     Fault.WRONG_TOTAL: _wrong_total,
@@ -175,4 +211,5 @@ _CHANGES: dict[Fault, Change] = {
     Fault.NO_CRC: _without("x-oss-hash-crc64ecma"),
     Fault.FLIP_BYTE: _flip_byte,
     Fault.CONTENT_ENCODING: _content_encoding,
+    Fault.COMPRESSED: _compressed,
 }

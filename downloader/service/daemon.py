@@ -155,8 +155,6 @@ class Service:
     # What is periodic.
 
     def _schedule(self) -> None:
-        # That a round is still running when the next is due is no fault, and is not to be told.
-        logging.getLogger("apscheduler.scheduler").setLevel(logging.ERROR)
         self._every(ROUND_SECONDS, self.round, "round")
         self._every(ROUND_SECONDS, self.announcing.round, "announcements")
         self._every(INBOX_SECONDS, self.intake.round, "inbox")

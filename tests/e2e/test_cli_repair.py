@@ -36,6 +36,7 @@ async def test_a_damaged_file_is_mended_and_proved(program, place):
     assert (again.exit_code, again.stderr) == (0, "")
 
 
+@pytest.mark.thorough
 async def test_what_was_mended_is_told_to_programs_too(program, place):
     ended = await program.run("verify", "--repair", "--json", place)
     kinds = [event["event"] for event in ended.events]
@@ -55,6 +56,7 @@ async def test_another_version_in_the_store_is_no_repair(program, place, sandbox
     assert "does not have the version that was published any more" in ended.complaints[-1]
 
 
+@pytest.mark.thorough
 async def test_without_credentials_what_is_damaged_is_told_all_the_same(program, place):
     secrets = ("BGE_APP_KEY", "BGE_APP_SECRET")
     ended = await program.run("verify", "--repair", place, without=secrets)

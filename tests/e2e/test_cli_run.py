@@ -79,6 +79,7 @@ def test_what_is_wrong_with_its_settings_is_one_sentence(program, typed, setting
     assert tree(program.cwd.parent) == before
 
 
+@pytest.mark.thorough
 async def test_an_endpoint_that_is_none_is_a_wrong_setting(program):
     before = tree(program.cwd.parent)
     ended = await program.run("run", "--endpoint", "ftp://host")
@@ -97,6 +98,7 @@ async def test_a_state_that_is_none_is_named_and_left_as_it_is(program):
     assert tree(program.cwd.parent) == before
 
 
+@pytest.mark.thorough
 async def test_with_all_streams_closed_it_brings_what_is_added(program, sandbox, typed):
     """At its own pace, which is a look a second; and no file of ours is taken for a stream."""
     sandbox.add_task(PAIR, task_id="task", states=("SUCCESS",))
@@ -111,6 +113,7 @@ async def test_with_all_streams_closed_it_brings_what_is_added(program, sandbox,
     assert (await stopped(running)).exit_code == 143
 
 
+@pytest.mark.thorough
 async def test_two_services_share_a_state_and_do_nothing_twice(program, sandbox, typed, store):
     names = [f"task-{number}" for number in range(6)]
     for name in names:
@@ -144,6 +147,7 @@ async def test_a_signal_in_a_transfer_drains_and_the_next_service_goes_on(progra
     assert published(program.dest / "task") == {"data.bin": BIG}
 
 
+@pytest.mark.thorough
 async def test_a_second_signal_ends_it_at_once(program, sandbox, typed):
     """Here the first one cannot: somebody holds a lock on the state, which the drain waits for."""
     running = await transferring(program, sandbox, typed)
@@ -219,6 +223,7 @@ async def test_a_fetch_follows_the_service_and_ends_with_its_outcome(program, sa
     assert sandbox.store.bytes_served == len(BIG)
 
 
+@pytest.mark.thorough
 async def test_a_fetch_ends_as_the_service_ends(program, sandbox, typed, store):
     sandbox.add_task(task_id="task", states=("PENDING", "FAILURE"), result="样本不存在")
     typed("add", "task", "-q")
@@ -232,6 +237,7 @@ async def test_a_fetch_ends_as_the_service_ends(program, sandbox, typed, store):
 # What it logs
 
 
+@pytest.mark.thorough
 async def test_the_log_is_json_lines_without_secrets_and_without_progress(program, sandbox, typed):
     running = await transferring(
         program, sandbox, typed, "--json", BGE_WEBHOOK="http://127.0.0.1:9/hush-hush"

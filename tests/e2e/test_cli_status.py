@@ -264,6 +264,7 @@ async def watched(program):
         (30, "TASK PHASE"),
     ],
 )
+@pytest.mark.thorough
 async def test_a_table_fits_into_its_terminal(watched, store, columns, heads):
     for number in range(3):
         added(store, UUID.format(number), dest="/数据/很长的路径/" + "很长的路径" * 10)
@@ -296,6 +297,7 @@ async def test_a_watch_draws_one_page_over_the_other_and_ends_quietly(watched, s
     assert terminal.written.rpartition("\x1b[J")[2] in ("\r\n", "^C\r\n")
 
 
+@pytest.mark.thorough
 async def test_of_a_page_that_is_too_long_the_middle_is_left_out(watched, store):
     number = added(store, "task")["task"]
     for each in range(100):
@@ -309,6 +311,7 @@ async def test_of_a_page_that_is_too_long_the_middle_is_left_out(watched, store)
     assert page[-1].endswith("Number 99")
 
 
+@pytest.mark.thorough
 async def test_a_watch_waits_for_a_state_and_writes_blocks_into_a_pipe(program):
     running = await program.start_python("-c", HASTY, "--watch")
     await running.says("No task is known yet.\nNo task is known yet.\n")
@@ -332,6 +335,7 @@ async def test_a_terminal_that_cannot_move_its_cursor_gets_blocks(watched, store
 
 
 @pytest.mark.parametrize("more", [[], ["--json"]])
+@pytest.mark.thorough
 async def test_a_watch_ends_quietly_when_its_reader_leaves(program, store, more):
     added(store, "one")
     reading, writing = os.pipe()

@@ -122,6 +122,7 @@ def test_nothing_named_is_a_usage_error(typed):
     assert {typed(command).exit_code for command in ("add", "retry", "cancel", "remove")} == {2}
 
 
+@pytest.mark.thorough
 async def test_a_list_of_thousands_comes_by_standard_input(program, store):
     with program.cwd.joinpath("ids").open("wb+") as ids:
         ids.write(b"".join(b"task-%d\n" % number for number in range(1200)))
@@ -307,6 +308,7 @@ def test_a_published_result_survives_its_removal(typed, program, store):
     assert tree(program.dest) == {"task": None, "task/a.vcf.gz": b"x"}
 
 
+@pytest.mark.thorough
 async def test_a_state_of_a_fleet_is_a_state_like_any_other(typed, postgresql_url):
     fleet = {"BGE_STATE": postgresql_url}
     assert outcomes(typed("add", "one", "two", "--json", **fleet)) == dict.fromkeys(

@@ -20,6 +20,7 @@ BIG = samples.incompressible(12 * MIB)
 
 
 @pytest.mark.timeout(300 if LONG else 60)
+@pytest.mark.thorough
 async def test_killed_at_ten_random_points_it_goes_on_from_there(program, sandbox):
     """The bytes are right in the end, and what was here already is not fetched again.
 

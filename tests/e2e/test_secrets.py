@@ -131,7 +131,7 @@ async def receiver():
         yield server
 
 
-@pytest.mark.parametrize("log_format", ["text", "json"])
+@pytest.mark.parametrize("log_format", [pytest.param("text", marks=pytest.mark.thorough), "json"])
 async def test_the_service_tells_and_keeps_no_secret(program, sandbox, typed, receiver, log_format):
     """Through results, failures, hooks that fail, and an announcement that is refused at first."""
     for key, data in PAIR.items():

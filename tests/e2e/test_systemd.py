@@ -142,6 +142,7 @@ async def test_one_task_is_fetched_by_a_user_that_only_systemd_knows(machine, sa
     assert sandbox.app_secret not in str(machine.journal())
 
 
+@pytest.mark.thorough
 async def test_what_a_killed_fetch_held_is_taken_over_at_once(machine, sandbox):
     """The next one can see in /proc that its owner is dead, however much is hidden from it."""
     held, unit = hold_back(sandbox, "task"), fetch_unit("task")
@@ -154,6 +155,7 @@ async def test_what_a_killed_fetch_held_is_taken_over_at_once(machine, sandbox):
     assert published(result(machine, "task")) == {"data.bin": BIG}
 
 
+@pytest.mark.thorough
 async def test_a_fetch_that_is_stopped_has_not_failed(machine, sandbox):
     hold_back(sandbox, "task")
     unit = fetch_unit("task")
@@ -164,6 +166,7 @@ async def test_a_fetch_that_is_stopped_has_not_failed(machine, sandbox):
     assert machine.show(unit, "Result") == "success"
 
 
+@pytest.mark.thorough
 async def test_with_an_account_results_may_go_anywhere(machine, sandbox):
     """As docs/systemd.md has it: an account, and one drop-in for both units."""
     task_id = sandbox.add_task(PAIR)

@@ -94,6 +94,7 @@ def moments(monkeypatch):
 
 
 @pytest.mark.parametrize("other", [OLD, NEW], ids=["the same bytes", "another version"])
+@pytest.mark.thorough
 def test_a_fetch_that_is_overtaken_at_any_moment_spoils_nothing(moments, tmp_path, other):
     """The other one does all of its work between two things that this one asks of the disk."""
     place = ResultDirectory(tmp_path / "dry", "t-1")

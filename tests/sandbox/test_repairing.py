@@ -139,6 +139,7 @@ async def test_a_store_that_tells_no_checksum_is_held_to_the_manifests(result):
 
 
 @pytest.mark.parametrize("name", ["a.vcf.gz", "a.vcf.gz.tbi", "logs/notes.txt"])
+@pytest.mark.thorough
 async def test_a_file_that_is_gone_is_fetched_whole(result, name):
     (result.place / name).unlink()
     (one,) = await result.repair()

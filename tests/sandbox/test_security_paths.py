@@ -162,6 +162,7 @@ def planted(dest, stash, place, target):
 
 
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.thorough
 def test_a_link_that_is_planted_at_any_moment_leads_nobody_out(moments, outside, tmp_path, place):
     where, target = PLACES[place]
     before = look_around(outside)

@@ -470,6 +470,7 @@ LONG = DATA[: 3 * MIB + 777]
 @example(cut=2 * MIB, first=0, second=0, chunk=None)
 @example(cut=MIB + 2, first=MIB + 1, second=1, chunk=None)
 @example(cut=len(LONG), first=1, second=0, chunk=50_001)
+@pytest.mark.thorough
 def test_it_goes_on_from_any_byte_to_any_byte(cut, first, second, chunk):
     """Segments meet in the middle of a page, and begin anywhere in one."""
     assert asyncio.run(_resumed(cut, first, min(second, len(LONG) - cut), chunk)) == LONG

@@ -120,6 +120,7 @@ async def test_large_files_take_turns_and_lose_nothing(rig, hasty):
     assert rig.options.connections._begun == 0
 
 
+@pytest.mark.thorough
 async def test_many_files_take_turns_with_helpers_too(rig, hasty):
     rig.store.total_bytes_per_second = 100 * MIB
     rig.use(segment_size=2 * MIB, connections=Connections(3))
@@ -129,6 +130,7 @@ async def test_many_files_take_turns_with_helpers_too(rig, hasty):
     assert rig.options.connections.in_use == 0
 
 
+@pytest.mark.thorough
 async def test_whoever_is_cancelled_while_others_have_their_turn_resumes(rig, hasty):
     rig.store.total_bytes_per_second = 30 * MIB
     rig.use(segment_size=64 * MIB, connections=Connections(1))
@@ -145,6 +147,7 @@ async def test_whoever_is_cancelled_while_others_have_their_turn_resumes(rig, ha
         assert file.on_disk == data
 
 
+@pytest.mark.thorough
 async def test_a_stream_that_cannot_be_resumed_is_not_interrupted(rig, hasty):
     rig.store.total_bytes_per_second = 60 * MIB
     rig.use(connections=Connections(1))
@@ -156,6 +159,7 @@ async def test_a_stream_that_cannot_be_resumed_is_not_interrupted(rig, hasty):
     assert rig.store.bytes_served < 3 * len(DATA)
 
 
+@pytest.mark.thorough
 async def test_a_store_that_ignores_ranges_is_read_in_one_stream_all_the_same(rig, hasty):
     """Whoever finds out, and whoever has the connection just then."""
     rig.store.total_bytes_per_second = 100 * MIB

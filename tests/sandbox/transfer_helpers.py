@@ -215,7 +215,7 @@ async def rig_in(directory, way="plain"):
         yield Rig(store, clock, directory, is_straight=way == "straight")
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=[pytest.param("plain", marks=pytest.mark.thorough), "straight"])
 async def rig(tmp_path, request):
     async with rig_in(tmp_path, request.param) as rig:
         yield rig

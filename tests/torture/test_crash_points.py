@@ -8,6 +8,8 @@ without fetching again what the program had been told is safe.
 Here some of the disks are tried; `make torture` tries all of them, in test_every_crash_point.py.
 """
 
+import pytest
+
 from torture.losses import ALL_LOSSES, nothing_kept, torn
 from torture.recording import Kind
 from torture.scenes import half_way
@@ -25,15 +27,16 @@ def some_losses(every):
 
 
 async def test_a_first_fetch_survives_crashes(torture):
-    tally = await torture.crash(await torture.record(), some_losses(10))
+    tally = await torture.crash(await torture.record(), some_losses(20))
     torture.tell("a first fetch, here and there", tally)
     assert tally.operations > 200, "less was recorded than a fetch must do"
     assert tally.failures == []
 
 
+@pytest.mark.thorough
 async def test_a_resumed_fetch_survives_crashes(torture):
     """A second power loss, while the first is being mended."""
     await torture.crashed(half_way, nothing_kept)
-    tally = await torture.crash(await torture.record(), some_losses(20))
+    tally = await torture.crash(await torture.record(), some_losses(40))
     torture.tell("a resumed fetch, here and there", tally)
     assert tally.failures == []

@@ -390,6 +390,7 @@ class TestValues:
             Hooks(**{name: getattr(load_settings({name: value}), name)})
 
     @given(st.floats(0.01, 1000))
+    @pytest.mark.thorough
     def test_a_number_is_shown_as_it_is_read_again(self, number):
         explained = explain_settings({"calls_per_second": number})
         shown = next(value for name, value, _ in explained if name == "calls_per_second")

@@ -131,6 +131,7 @@ def test_two_kinds_of_tasks_are_both_expected():
     ],
 )
 @pytest.mark.parametrize("known", [1, 3, 30, 200])
+@pytest.mark.thorough
 def test_what_was_learned_costs_less_than_nothing_learned(tasks, known):
     """Even one task tells more than it misleads, whichever it is, on the average."""
     shuffled = random.Random(3).sample(tasks, len(tasks))

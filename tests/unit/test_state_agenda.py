@@ -50,7 +50,10 @@ def clock():
     return Clock()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+SERVER = pytest.param("postgresql", marks=pytest.mark.thorough)
+
+
+@pytest.fixture(params=["sqlite", SERVER])
 def where(request, tmp_path):
     if request.param == "sqlite":
         return tmp_path / "state.db"
@@ -722,6 +725,7 @@ def test_no_task_goes_to_two_services(where, store, start_python):
     assert sorted(map(int, one + two)) == sorted(tasks)
 
 
+@pytest.mark.thorough
 def test_two_that_watch_the_same_tasks_in_other_orders_wait_for_each_other_once(
     where, store, start_python
 ):
@@ -762,6 +766,7 @@ CANCELLING = (
 )
 
 
+@pytest.mark.thorough
 def test_what_is_being_cancelled_is_not_hastened(on_server, clock):
     agenda, owner = on_server.agenda, current_owner()
     [task] = watch(agenda, "t")
@@ -1058,4 +1063,4 @@ class Watching(RuleBasedStateMachine):
         assert count == self.told
 
 
-TestWatching = Watching.TestCase
+TestWatching = pytest.mark.thorough(Watching.TestCase)

@@ -345,7 +345,10 @@ def closing_engine(where):
         opened.dispose()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+SERVER = pytest.param("postgresql", marks=pytest.mark.thorough)
+
+
+@pytest.fixture(params=["sqlite", SERVER])
 def where(request, path):
     return path if request.param == "sqlite" else request.getfixturevalue("postgresql_url")
 

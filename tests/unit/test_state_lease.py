@@ -221,7 +221,10 @@ def clock():
     return Clock()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+SERVER = pytest.param("postgresql", marks=pytest.mark.thorough)
+
+
+@pytest.fixture(params=["sqlite", SERVER])
 def where(request, tmp_path):
     if request.param == "sqlite":
         return tmp_path / "state.db"

@@ -29,7 +29,10 @@ def clock():
     return Clock()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+SERVER = pytest.param("postgresql", marks=pytest.mark.thorough)
+
+
+@pytest.fixture(params=["sqlite", SERVER])
 def services(request, tmp_path, clock):
     if request.param == "sqlite":
         where = tmp_path / "state.db"
