@@ -22,7 +22,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 NOBODY = 65534  # a number needs no account
 
 
-hypothesis.settings.register_profile("quick", max_examples=40)
+hypothesis.settings.register_profile("quick", max_examples=25)
 hypothesis.settings.register_profile("thorough", max_examples=400)
 hypothesis.settings.load_profile("thorough" if os.environ.get("BGE_TEST_TORTURE") else "quick")
 

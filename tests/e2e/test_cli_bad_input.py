@@ -41,12 +41,14 @@ async def refused(program, *arguments, exit_code, **options):
 
 
 @pytest.mark.parametrize("task_id", BAD_IDS.values(), ids=BAD_IDS)
+@pytest.mark.thorough
 async def test_what_is_no_task_id_makes_nothing(bare, task_id):
     sentence = await refused(bare, "fetch", "--", task_id, exit_code=2)
     assert "task id" in sentence
     assert len(sentence) < 300
 
 
+@pytest.mark.thorough
 async def test_bad_results_end_in_one_sentence_each_and_write_nothing(program, sandbox):
     """The platform is not trusted either: not with hosts, not with paths, not with types."""
     host = sandbox.store.url.removeprefix("http://")
@@ -139,6 +141,7 @@ async def test_an_unknown_setting_in_a_file_names_the_nearest_known_one(bare):
 
 
 @pytest.mark.parametrize("arguments", [["fetc", "task"], ["fetch", "task", "--dst", "x"]])
+@pytest.mark.thorough
 async def test_a_slip_of_the_keyboard_is_a_usage_error_that_names_the_right_word(bare, arguments):
     ended = await bare.run(*arguments)
     assert (ended.exit_code, ended.stdout) == (2, "")
@@ -146,6 +149,7 @@ async def test_a_slip_of_the_keyboard_is_a_usage_error_that_names_the_right_word
     assert ("fetch" if arguments[0] == "fetc" else "--dest") in ended.stderr.splitlines()[-1]
 
 
+@pytest.mark.thorough
 async def test_a_reader_that_has_left_stops_no_download(program, sandbox):
     """As in `fetch a b | head -1`: both are published, and there is no traceback."""
     tasks = [sandbox.add_task(PAIR), sandbox.add_task(PAIR)]
@@ -160,6 +164,7 @@ async def test_a_reader_that_has_left_stops_no_download(program, sandbox):
     assert all((program.dest / task_id / "a.vcf.gz").exists() for task_id in tasks)
 
 
+@pytest.mark.thorough
 async def test_a_full_disk_behind_stdout_is_an_error_in_one_sentence(program, sandbox):
     task_id = sandbox.add_task(PAIR)
     with open("/dev/full", "wb") as full:  # noqa: ASYNC230, PTH123 - a device, and never blocking
@@ -214,6 +219,7 @@ async def test_other_commands_refuse_in_one_sentence_too(bare, arguments):
     assert "expected a path" in sentence or "/dev/null/below" in sentence
 
 
+@pytest.mark.thorough
 async def test_a_place_that_stdout_cannot_spell_is_spelled_out(program, sandbox):
     task_id = sandbox.add_task(PAIR)
     ended = await program.run(
@@ -239,6 +245,7 @@ async def test_a_working_directory_that_is_no_utf8_is_no_destination(bare):
 
 
 @pytest.mark.parametrize("command", [["fetch", "task"], ["status"], ["doctor"]])
+@pytest.mark.thorough
 async def test_a_state_in_another_database_is_a_wrong_setting(bare, command):
     url = "mysql://me:geheim@host/state"
     sentence = await refused(bare, *command, "--state", url, exit_code=2)

@@ -48,6 +48,7 @@ async def test_what_was_mended_is_told_to_programs_too(program, place):
     }
 
 
+@pytest.mark.thorough
 async def test_another_version_in_the_store_is_no_repair(program, place, sandbox):
     sandbox.store.replace("run/a.vcf.gz", samples.other_pair()[0])
     ended = await program.run("verify", "--repair", place)

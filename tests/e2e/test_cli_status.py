@@ -93,6 +93,7 @@ def test_a_row_tells_what_is_done_and_what_comes_next(typed, store):
     ]
 
 
+@pytest.mark.thorough
 def test_of_many_tasks_those_that_matter_are_shown(typed, store):
     """Those at work first, some that wait, and the last that ended; --all shows all."""
     tasks = added(store, *(f"t{number:03}" for number in range(100)))
@@ -279,6 +280,7 @@ async def test_a_table_fits_into_its_terminal(watched, store, columns, heads):
     assert "\x1b" not in terminal.written
 
 
+@pytest.mark.thorough
 async def test_a_watch_draws_one_page_over_the_other_and_ends_quietly(watched, store):
     """The screen is cleared once, so that nothing flickers, and again when its size changes."""
     tasks = added(store, "one")
@@ -325,6 +327,7 @@ async def test_a_watch_waits_for_a_state_and_writes_blocks_into_a_pipe(program):
     assert "bge-downloader:" not in ended.stderr
 
 
+@pytest.mark.thorough
 async def test_a_terminal_that_cannot_move_its_cursor_gets_blocks(watched, store):
     added(store, "one")
     terminal, running = await watched(80, "--watch", term="dumb")

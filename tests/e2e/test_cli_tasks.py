@@ -365,6 +365,7 @@ async def test_a_cancelled_transfer_of_the_service_stops_and_goes_on_where_it_wa
 
 
 @pytest.mark.parametrize("command", ["cancel", "remove"])
+@pytest.mark.thorough
 async def test_a_fetch_whose_task_is_taken_away_stops_and_says_why(
     program, sandbox, typed, store, command
 ):
@@ -387,6 +388,7 @@ async def test_a_fetch_whose_task_is_taken_away_stops_and_says_why(
 
 
 @pytest.mark.parametrize("files", [True, False])
+@pytest.mark.thorough
 async def test_a_task_that_is_removed_while_it_is_brought_is_gone(
     program, sandbox, typed, store, files
 ):

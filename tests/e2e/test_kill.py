@@ -74,6 +74,7 @@ async def test_of_two_processes_one_downloads_and_the_other_follows(program, san
     assert sandbox.store.bytes_served == len(BIG)
 
 
+@pytest.mark.thorough
 async def test_the_follower_takes_over_from_one_that_was_killed(program, sandbox, first):
     """A lease ends with its process, and not by the clock only."""
     second = await program.start("fetch", "task")

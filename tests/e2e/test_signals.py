@@ -101,6 +101,7 @@ async def test_a_signal_in_a_transfer_keeps_what_it_says(program, sandbox):
     assert published(program.dest / "task") == {"data.bin": BIG}
 
 
+@pytest.mark.thorough
 async def test_of_several_tasks_each_one_saves_its_last_bytes(program, sandbox):
     for name in ("one", "two"):
         add_stalling(sandbox, name)
@@ -133,6 +134,7 @@ async def test_a_second_signal_ends_it_at_once(program, sandbox):
     assert published(program.dest / "task") == {"data.bin": BIG}
 
 
+@pytest.mark.thorough
 async def test_a_signal_while_the_files_are_verified(program, sandbox, tmp_path):
     """The checks of a large VCF are stopped; they begin anew, and nothing travels again."""
     vcf, tbi = samples.write_pair(tmp_path / "made", "large.vcf.gz", records=80_000)

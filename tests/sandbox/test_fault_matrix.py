@@ -23,7 +23,8 @@ def _cases():
             for road in row.roads:
                 has_own_state = part in ("The process", "The state")
                 marks = [pytest.mark.xfail(reason=row.not_yet)] if row.not_yet else []
-                if road == "plain" and len(row.roads) > 1:
+                is_slow = row.at_each or part == "The process"
+                if is_slow or (road == "plain" and len(row.roads) > 1):
                     marks.append(pytest.mark.thorough)
                 yield pytest.param(
                     row, road, has_own_state, id=f"{part}: {row.fault} ({road})", marks=marks

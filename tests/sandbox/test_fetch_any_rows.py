@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrix.story import Heard, story_in
 
-TORTURE = bool(os.environ.get("BGE_TORTURE"))
+TORTURE = bool(os.environ.get("BGE_TEST_TORTURE"))
 
 NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 200_000)
 VALUES = (

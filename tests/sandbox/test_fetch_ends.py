@@ -60,6 +60,7 @@ async def assert_all_is_well(rig, task_id):
     assert (await rig.fetch(task_id)).already_published
 
 
+@pytest.mark.thorough
 async def test_a_fetch_may_be_cancelled_at_every_call_of_the_state(rig):
     """Ctrl-C comes when it comes; the call that was made is carried out all the same."""
     for number in itertools.count(1):

@@ -343,6 +343,7 @@ def clock_that_is_off(minutes):
 
 
 @pytest.mark.parametrize("minutes", [5, -5])
+@pytest.mark.thorough
 async def test_hosts_whose_clocks_differ_may_take_a_task_over_and_mix_nothing(
     rig, monkeypatch, minutes
 ):

@@ -1,6 +1,6 @@
 """Whatever happens, in whatever order: the promises hold after every step.
 
-Bounded here; with BGE_TORTURE=1 for longer, and differently each time.
+Bounded here; with BGE_TEST_TORTURE=1 for longer, and differently each time.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from matrix.story import FIRST_LENGTH, Heard, story_in
 
 from downloader.sandbox import Fault, PlatformFault
 
-TORTURE = bool(os.environ.get("BGE_TORTURE"))
+TORTURE = bool(os.environ.get("BGE_TEST_TORTURE"))
 KIB = 1024
 KEYS = ("run/data.bin", "run/b/notes.txt")
 SIZES = (0, 1, 1000, FIRST_LENGTH - 1, FIRST_LENGTH, FIRST_LENGTH + 1, 160 * KIB)
@@ -89,7 +89,7 @@ class Cancels(Heard):
 
 
 @settings(
-    max_examples=300 if TORTURE else 20,
+    max_examples=300 if TORTURE else 12,
     stateful_step_count=40 if TORTURE else 15,
     derandomize=not TORTURE,
     deadline=None,

@@ -84,6 +84,7 @@ async def is_whole(result):
     return (found.problems, found.warnings) == ([], ())
 
 
+@pytest.mark.thorough
 async def test_one_flipped_byte_costs_one_block(result):
     whole = tree(result.place)
     result.flip(STARTS[1] + 500)
@@ -100,6 +101,7 @@ async def test_one_flipped_byte_costs_one_block(result):
     assert await is_whole(result)
 
 
+@pytest.mark.thorough
 async def test_nothing_is_asked_where_nothing_is_damaged(result):
     assert await result.repair() == []
     assert result.rig.calls == []
@@ -130,6 +132,7 @@ async def test_mode_and_times_are_kept_and_the_index_is_not_older(result):
 @pytest.mark.skipif(
     "crc64" not in {each.name for each in fields(Checkpoint)}, reason="the state keeps none yet"
 )
+@pytest.mark.thorough
 async def test_a_store_that_tells_no_checksum_is_held_to_the_manifests(result):
     result.flip(STARTS[1] + 500)
     result.store.inject(Fault.NO_CRC, times=None)
@@ -148,6 +151,7 @@ async def test_a_file_that_is_gone_is_fetched_whole(result, name):
     assert await is_whole(result)
 
 
+@pytest.mark.thorough
 async def test_a_folder_that_is_gone_is_made_again(result):
     (result.place / "logs/notes.txt").unlink()
     (result.place / "logs").rmdir()
@@ -155,6 +159,7 @@ async def test_a_folder_that_is_gone_is_made_again(result):
     assert await is_whole(result)
 
 
+@pytest.mark.thorough
 async def test_a_file_that_was_cut_short_gets_its_tail(result):
     os.truncate(result.vcf, STARTS[2] + 5)
     (one,) = await result.repair()
@@ -170,6 +175,7 @@ async def test_a_file_that_has_too_much_is_cut(result):
     assert await is_whole(result)
 
 
+@pytest.mark.thorough
 async def test_a_file_without_blocks_is_fetched_whole(result):
     result.flip(7, path=result.place / "logs/notes.txt")
     (one,) = await result.repair()
@@ -177,6 +183,7 @@ async def test_a_file_without_blocks_is_fetched_whole(result):
     assert await is_whole(result)
 
 
+@pytest.mark.thorough
 async def test_one_damaged_file_can_be_named(result):
     result.flip(500)
     result.flip(7, path=result.place / "logs/notes.txt")
@@ -228,6 +235,7 @@ async def test_a_file_system_without_copying_is_read_and_written(result, monkeyp
 # What cannot be mended
 
 
+@pytest.mark.thorough
 async def test_another_version_in_the_store_changes_nothing(result):
     result.flip(500)
     result.store.replace("run/a.vcf.gz", samples.other_pair()[0])
@@ -237,6 +245,7 @@ async def test_another_version_in_the_store_changes_nothing(result):
 
 
 @pytest.mark.parametrize("etag", [None, 'W/"weak"'])
+@pytest.mark.thorough
 async def test_without_an_etag_the_checksum_tells_the_version(rig, etag):
     task_id = rig.add(FILES)
     rig.sandbox.store.put("run/a.vcf.gz", BIG_VCF, etag='W/"weak"')
@@ -276,6 +285,7 @@ async def test_a_damaged_entry_of_the_manifest_is_told_from_a_damaged_file(resul
     assert "move the result away and fetch the task again" in str(error).lower()
 
 
+@pytest.mark.thorough
 async def test_without_a_manifest_nothing_can_be_repaired(result):
     result.flip(500)
     (result.place / MANIFEST).unlink()
@@ -328,6 +338,7 @@ async def test_a_platform_that_is_away_is_told(result):
     assert tree(result.place) == before
 
 
+@pytest.mark.thorough
 async def test_a_link_that_expires_meanwhile_is_renewed(tmp_path):
     ahead = timedelta()
     async with rig_in(tmp_path, clock=lambda: datetime.now(UTC) + ahead) as rig:

@@ -149,6 +149,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
+@pytest.mark.thorough
 async def test_a_reply_of_the_platform_without_an_end_is_given_up(server, kind):
     server.pieces = ENDLESS[kind]
     with pytest.raises(PlatformError) as caught:

@@ -343,6 +343,7 @@ class TestStoppingAndStarting:
             assert (await rig.kinds(task_id)).count("started") == 1
 
     @pytest.mark.parametrize("service_settings", [{"state": "postgresql"}], indirect=True)
+    @pytest.mark.thorough
     async def test_a_fleet_shares_the_tasks_of_a_server(self, rig, service_settings):
         others = [await rig.another(**service_settings) for _ in range(2)]
         tasks = [await rig.add() for _ in range(20)]

@@ -27,7 +27,7 @@ def some_losses(every):
 
 
 async def test_a_first_fetch_survives_crashes(torture):
-    tally = await torture.crash(await torture.record(), some_losses(20))
+    tally = await torture.crash(await torture.record(), some_losses(30))
     torture.tell("a first fetch, here and there", tally)
     assert tally.operations > 200, "less was recorded than a fetch must do"
     assert tally.failures == []

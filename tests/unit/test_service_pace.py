@@ -197,6 +197,7 @@ def test_the_dearer_a_call_the_fewer_are_made():
     assert counts[0] > 3 * counts[2]
 
 
+@pytest.mark.thorough
 async def test_on_a_ten_minute_account_it_needs_fewer_calls_than_what_is_no_sooner():
     """The simulation of docs/polling.md, small: counts on a clock that is played."""
     chance = random.Random(11)

@@ -719,6 +719,7 @@ def run_together(start_python, code, where, *arguments):
     return printed
 
 
+@pytest.mark.thorough
 def test_no_task_goes_to_two_services(where, store, start_python):
     tasks = watch(store.agenda, *(f"t-{number}" for number in range(100)))
     one, two = run_together(start_python, TAKER, where, (), ())
@@ -778,6 +779,7 @@ def test_what_is_being_cancelled_is_not_hastened(on_server, clock):
     assert not on_server.get_task(task).is_watched
 
 
+@pytest.mark.thorough
 def test_what_is_being_published_is_not_begun_again(on_server):
     task = on_server.ensure_task("t", "/data").id
     publishing = "UPDATE tasks SET phase = 'published'"
@@ -850,6 +852,7 @@ def many(tmp_path_factory):
 
 
 @pytest.mark.parametrize("is_tidied", [False, True])
+@pytest.mark.thorough
 def test_what_a_service_asks_reads_no_task_that_it_need_not(many, tmp_path, clock, is_tidied):
     """A question that read all of 100,000 watched tasks would do so every second."""
     path, asked = shutil.copy(many, tmp_path / "state.db"), []

@@ -197,6 +197,7 @@ OURS_BY_NAME = [f"CREATE TABLE {name} (name TEXT, value TEXT)" for name in schem
         ),
     ],
 )
+@pytest.mark.thorough
 def test_somebody_elses_database_is_named_and_left(path, statements, wal):
     make_database(path, *statements, wal=wal)
     assert f"is a database, but not a state of bge-downloader; it was {LEFT_AS_IT_IS}" in refuse(
@@ -423,6 +424,7 @@ def test_a_task_of_an_older_version_is_nobodys_until_it_is_watched(where, versio
 
 
 @pytest.mark.parametrize("version", OLDER_VERSIONS)
+@pytest.mark.thorough
 def test_two_programs_that_bring_a_state_up_to_date_at_once_both_succeed(
     where, version, start_python
 ):
