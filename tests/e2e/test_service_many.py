@@ -120,7 +120,8 @@ async def test_many_tasks_at_once_each_come_to_their_own_end(program, kinds, tmp
 
     announced = Counter(line.split()[0] for line in told.read_text().splitlines())
     assert announced == {"complete": awaited["published"], "failure": awaited["failed"]}
-    assert memory_mib(service.pid) < at_first + 60
+    # 64 tasks at a time, their checks (htslib), and 16 MiB of buffers.
+    assert memory_mib(service.pid) < at_first + 90
     assert files < 200  # connections that are kept for the next request are among them
     service.signal(15)
     ended = await service.ends()
