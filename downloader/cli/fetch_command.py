@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Coroutine, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from downloader.cli import options
+from downloader.cli import known, options
 from downloader.cli.running import PROGRAM, complain, exit_code_of, interruption_is_told, run, told
-from downloader.errors import DownloaderError, InvalidSettings
+from downloader.errors import DownloaderError
 from state.errors import StateError
 
 if TYPE_CHECKING:
@@ -114,20 +113,9 @@ def _prepared(task_ids: Sequence[str], flags: dict[str, object], *, verbose: boo
         valid_task_id(task_id)
     set_up_logging(verbose=verbose)
     settings = load_settings(flags)
-    _check_dest(settings.dest)
+    known.absolute(settings.dest)
     settings.credentials()
     return settings
-
-
-def _check_dest(dest: Path) -> None:
-    """Refuse a working directory that the state and the manifest could not name."""
-    place = str(dest.absolute())
-    try:
-        place.encode()
-    except UnicodeEncodeError:
-        raise InvalidSettings(
-            f"The destination {place} is no UTF-8; choose another --dest"
-        ) from None
 
 
 async def _fetch_all(

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from sqlalchemy import event, text
+from state_helpers import LINK, START, Clock
 
 from state import (
     AT_ONCE,
@@ -27,43 +28,11 @@ from state import (
     current_owner,
 )
 
-START = datetime(2024, 2, 29, 12, 0, 0, 123456, tzinfo=UTC)
+pytest_plugins = ["state_helpers"]
+
 LEASE = 60
-LINK = "https://b.oss-cn-x.aliyuncs.com/k?Expires=9&OSSAccessKeyId=AK&Signature=geheim"
 DIRTY = f"{LINK} \0 \ud800"
 CLEAN = "https://b.oss-cn-x.aliyuncs.com/k?… \\0 \\ud800"
-
-
-class Clock:
-    def __init__(self):
-        self.now = START
-
-    def __call__(self):
-        return self.now
-
-    def advance(self, seconds):
-        self.now += timedelta(seconds=seconds)
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-SERVER = pytest.param("postgresql", marks=pytest.mark.thorough)
-
-
-@pytest.fixture(params=["sqlite", SERVER])
-def where(request, tmp_path):
-    if request.param == "sqlite":
-        return tmp_path / "state.db"
-    return request.getfixturevalue("empty_postgresql_state")
-
-
-@pytest.fixture
-def store(where, clock):
-    with StateStore.open(where, clock=clock) as opened:
-        yield opened
 
 
 @pytest.fixture

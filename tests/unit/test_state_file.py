@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import create_engine, event, inspect, text
+from state_helpers import DATABASES
 
 from state import (
     Checkpoint,
@@ -346,10 +347,7 @@ def closing_engine(where):
         opened.dispose()
 
 
-SERVER = pytest.param("postgresql", marks=pytest.mark.thorough)
-
-
-@pytest.fixture(params=["sqlite", SERVER])
+@pytest.fixture(params=DATABASES)
 def where(request, path):
     return path if request.param == "sqlite" else request.getfixturevalue("postgresql_url")
 

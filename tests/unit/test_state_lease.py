@@ -10,26 +10,17 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from state_helpers import START
 
 from state import StateStore, current_owner, describe_owner, is_dead, lease
 
-START = datetime(2024, 2, 29, 12, 0, tzinfo=UTC)
+pytest_plugins = ["state_helpers"]
+
 FIELDS = ["host", "machine", "boot", "namespace", "pid", "started", "suffix"]
 
 pytestmark = pytest.mark.skipif(
     not current_owner().split("/")[2], reason="this system does not tell its boot (no /proc)"
 )
-
-
-class Clock:
-    def __init__(self):
-        self.now = START
-
-    def __call__(self):
-        return self.now
-
-    def advance(self, seconds):
-        self.now += timedelta(seconds=seconds)
 
 
 def changed(owner, **values):
@@ -214,27 +205,6 @@ def test_no_text_in_a_lease_breaks_who_reads_it(owner):
 
 
 # Leases
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-SERVER = pytest.param("postgresql", marks=pytest.mark.thorough)
-
-
-@pytest.fixture(params=["sqlite", SERVER])
-def where(request, tmp_path):
-    if request.param == "sqlite":
-        return tmp_path / "state.db"
-    return request.getfixturevalue("postgresql_url")
-
-
-@pytest.fixture
-def store(where, clock):
-    with StateStore.open(where, clock=clock) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -1,43 +1,14 @@
 """Ends that are still to be told: each to one teller at a time, until it was told."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
-import pytest
 from sqlalchemy import text
 
 from state import Notice, Phase, StateStore, current_owner
 
-START = datetime(2024, 2, 29, 12, 0, 0, 123456, tzinfo=UTC)
+pytest_plugins = ["state_helpers"]
+
 CLAIM = 90
-
-
-class Clock:
-    def __init__(self):
-        self.now = START
-
-    def __call__(self):
-        return self.now
-
-    def advance(self, seconds):
-        self.now += timedelta(seconds=seconds)
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-SERVER = pytest.param("postgresql", marks=pytest.mark.thorough)
-
-
-@pytest.fixture(params=["sqlite", SERVER])
-def store(request, tmp_path, clock):
-    if request.param == "sqlite":
-        where = tmp_path / "state.db"
-    else:
-        where = request.getfixturevalue("empty_postgresql_state")
-    with StateStore.open(where, clock=clock) as opened:
-        yield opened
 
 
 def end(store, *task_ids, event="failure"):

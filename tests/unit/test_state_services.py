@@ -2,44 +2,19 @@
 
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
 
 import pytest
+from state_helpers import LINK, START
 
-from state import StateStore, StateUnreadable, current_owner, is_alive
+from state import StateUnreadable, current_owner, is_alive
 from state.services import SILENT_SECONDS
 
-START = datetime(2024, 2, 29, 12, 0, 0, 123456, tzinfo=UTC)
-LINK = "https://b.oss-cn-x.aliyuncs.com/k?Expires=9&OSSAccessKeyId=AK&Signature=geheim"
-
-
-class Clock:
-    def __init__(self):
-        self.now = START
-
-    def __call__(self):
-        return self.now
-
-    def advance(self, seconds):
-        self.now += timedelta(seconds=seconds)
+pytest_plugins = ["state_helpers"]
 
 
 @pytest.fixture
-def clock():
-    return Clock()
-
-
-SERVER = pytest.param("postgresql", marks=pytest.mark.thorough)
-
-
-@pytest.fixture(params=["sqlite", SERVER])
-def services(request, tmp_path, clock):
-    if request.param == "sqlite":
-        where = tmp_path / "state.db"
-    else:
-        where = request.getfixturevalue("empty_postgresql_state")
-    with StateStore.open(where, clock=clock) as opened:
-        yield opened.services
+def services(store):
+    return store.services
 
 
 def alive(services, clock):

@@ -2,12 +2,13 @@
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, timedelta, timezone
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event, text
+from state_helpers import START
 
 from state import (
     Checkpoint,
@@ -16,12 +17,12 @@ from state import (
     RecordMissing,
     Segment,
     StateError,
-    StateStore,
     StateUnreadable,
     current_owner,
 )
 
-START = datetime(2024, 2, 29, 12, 0, 0, 123456, tzinfo=UTC)
+pytest_plugins = ["state_helpers"]
+
 MIB = 1024 * 1024
 
 
@@ -30,35 +31,6 @@ class Planned:
     name: str
     bucket: str = "results"
     key: str = "a/b"
-
-
-class Clock:
-    def __init__(self):
-        self.now = START
-
-    def __call__(self):
-        return self.now
-
-    def advance(self, seconds):
-        self.now += timedelta(seconds=seconds)
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-SERVER = pytest.param("postgresql", marks=pytest.mark.thorough)
-
-
-@pytest.fixture(params=["sqlite", SERVER])
-def store(request, tmp_path, clock):
-    if request.param == "sqlite":
-        where = tmp_path / "state.db"
-    else:
-        where = request.getfixturevalue("empty_postgresql_state")
-    with StateStore.open(where, clock=clock) as opened:
-        yield opened
 
 
 @pytest.fixture
