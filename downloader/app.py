@@ -146,6 +146,8 @@ def fetch_options(
     wait: bool,
     connections: Connections,
     road: StraightRoad | None = None,
+    rate_limit: RateLimit | None = None,
+    slow_down: SlowDown | None = None,
 ) -> FetchOptions:
     """Translate the settings into what fetches are told."""
     return FetchOptions(
@@ -161,8 +163,8 @@ def fetch_options(
             retry_max_delay=settings.retry_max_delay,
             min_free_space=settings.min_free_space,
             rules=HostRules.of(settings.allowed_hosts),
-            rate_limit=RateLimit(settings.limit_rate),
-            slow_down=SlowDown(heard=connections.throttled),
+            rate_limit=rate_limit or RateLimit(settings.limit_rate),
+            slow_down=slow_down or SlowDown(heard=connections.throttled),
             connections=connections,
             straight_road=road,
         ),

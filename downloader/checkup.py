@@ -218,8 +218,9 @@ def _hook(name: str, program: str) -> Diagnosis:
 
 def _inbox(inbox: Path) -> Diagnosis:
     place = inbox.expanduser().absolute()
-    if _is_writable_directory(_nearest_existing(place)):
-        note = "" if place.exists() else ", which will be made"
+    there = _nearest_existing(place)
+    if _is_writable_directory(there):
+        note = "" if place == there else ", which will be made"
         return Diagnosis(what="inbox", verdict="ok", found=f"{place}{note}")
     return Diagnosis(
         what="inbox",

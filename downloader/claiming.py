@@ -55,14 +55,20 @@ def is_kept_for_one(directory: Path) -> bool:
 def is_claimed_by(identity: str, folder: int, directory: Path) -> bool:
     """Claim an open directory for a state, unless another one has; tell whether it is ours.
 
-    Whoever finds half of a claim finds another's. One that has gone from its path since it was
-    opened was another's too, and is published by now.
+    Half of a claim is of somebody who died with it, if the lock that we hold keeps others out, and
+    otherwise another's. A directory that has gone from its path since it was opened was another's
+    too, and is published by now.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         descriptor = os.open(CLAIM_NAME, flags, 0o644, dir_fd=folder)
     except FileExistsError:
-        return _claim_in(folder) == identity
+        found = _claim_in(folder)
+        is_half = found is not None and len(found) < len(identity)
+        if not is_half or not is_kept_for_one(directory):
+            return found == identity
+        os.unlink(CLAIM_NAME, dir_fd=folder)
+        return is_claimed_by(identity, folder, directory)
     try:
         os.write(descriptor, identity.encode())
         os.fsync(descriptor)  # half of it would be another's; without its name it can be made again

@@ -148,6 +148,7 @@ class _Fetch:
         manifest = await self._published_whole(history)
         if manifest is None:
             return None
+        await in_thread(self._place.remove_if_bare)  # as a power loss may have left it
         now = await self._store.call(StateStore.get_task, task.id)
         if now.phase is not Phase.PUBLISHED:  # as after a crash behind the rename
             await self._record_published(manifest, history)

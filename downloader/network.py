@@ -107,7 +107,8 @@ class RuledResolver(AbstractResolver):
 
 
 def _is_proxy(host: str, port: int) -> bool:
-    proxies = map(_proxy_url, urllib.request.getproxies().values())
+    named = urllib.request.getproxies()  # `no` among them names hosts, and no proxy
+    proxies = [_proxy_url(named[name]) for name in ("http", "https", "all") if name in named]
     return any(proxy is not None and (proxy.host, proxy.port) == (host, port) for proxy in proxies)
 
 

@@ -162,8 +162,8 @@ def _look(folder: int, base: str) -> Identity | None:
 def refuse_one_place_for_two(folders: Folders, names: Collection[str]) -> None:
     """Raise DiskError if two part files would be one, which only some file systems bring about."""
     for group in may_be_one_place(names):
-        places = [(*folders.of(f"{name}{PART_SUFFIX}"), name) for name in group if name in names]
-        for (_, _, one), (_, _, other) in itertools.combinations(places, 2):
+        present = [name for name in group if name in names]
+        for one, other in itertools.combinations(present, 2):
             if _are_one(folders, f"{one}{PART_SUFFIX}", f"{other}{PART_SUFFIX}"):
                 raise DiskError(
                     f"{one!r} and {other!r} are two files of the result, and one on the file "

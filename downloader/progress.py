@@ -5,7 +5,7 @@ Work never prints. Every number is bytes unless its name says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 __all__ = ["PlannedFile", "Reporter"]
@@ -47,6 +47,15 @@ class Reporter:
 
     def alive(self) -> None:
         """Work goes on of which nothing else is heard; may be called from any thread."""
+
+    def asked(self, stopped: Callable[[], bool]) -> Callable[[], bool]:
+        """Return `stopped` for long work that asks it: that it asks says that it is alive."""
+
+        def ask() -> bool:
+            self.alive()
+            return stopped()
+
+        return ask
 
     def note(self, message: str) -> None:
         """Something worth a sentence happened: a renewed link, a restart, a warning."""

@@ -184,7 +184,7 @@ class Proving:
                 paths,
                 level=level,
                 on_file=lambda name: _call_soon(loop, self._reporter.verifying, name),
-                stopped=lambda: self._is_stopped(stopped),
+                stopped=self._reporter.asked(stopped),
             )
         )
         for warning in warnings:
@@ -192,11 +192,6 @@ class Proving:
         passed = "Every check has passed" if level != "off" else "No check was wanted"
         await self._history.tell("verified", passed, warnings=warnings, level=level)
         return warnings
-
-    def _is_stopped(self, stopped: Callable[[], bool]) -> bool:
-        """Tell a long check whether to stop; that it asks says that it advances."""
-        self._reporter.alive()
-        return stopped()
 
     async def _doubtful(self, files: Mapping[str, ManifestFile]) -> set[str]:
         """Name the files that may be other than the store's: by no checksum, or by the disk's."""

@@ -340,8 +340,13 @@ class ResultDirectory:
                 clear(stack.enter_context(_opened(f"{self._real_dest}/{partial.name}")), names)
                 partial.rmdir()
 
+    def remove_if_bare(self) -> None:
+        """Remove the partial directory if not even a claim is in it: so nobody works there."""
+        with contextlib.suppress(OSError):
+            self.partial.rmdir()
+
     def remove_if_empty(self) -> None:
-        """Remove the partial directory if nothing has arrived in it."""
+        """Remove the partial directory, which is held, if nothing has arrived in it."""
         with contextlib.suppress(OSError):
             if [found.name for found in self.partial.iterdir()] == [CLAIM_NAME]:
                 (self.partial / CLAIM_NAME).unlink()

@@ -5,7 +5,7 @@ What takes its place has been proved whole before: by the checksum that the mani
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from downloader.renewal import LinkRenewal, LinkSource
 from downloader.replacing import copy_readable, held_for_repair, put_in_place, remove_copy
 from downloader.task_result import MANIFEST_NAME, PART_SUFFIX, PlannedObject, plan_objects
 from downloader.transfer import Link, TransferOptions, Transferred, transfer_file
-from downloader.transfer.checkpointing import checkpoint_with
+from downloader.transfer.checkpointing import checkpoint_with, crc64_in
 from downloader.transfer.part_file import PartFile
 from downloader.transfer.plan import segments_without
 from downloader.transfer.ranged_get import Version
@@ -161,16 +161,11 @@ class _Mend:
     async def _copied(self, file: ManifestFile, path: Path, copy: Path) -> Checkpoint:
         """Copy the file, and return a checkpoint that lacks what could not be read."""
         lost = await in_stoppable_thread(
-            lambda stopped: copy_readable(path, copy, lambda: self._is_stopped(stopped))
+            lambda stopped: copy_readable(path, copy, self._reporter.asked(stopped))
         )
-        told = int(file.crc64ecma) if file.crc64ecma.isdecimal() else None
-        version = Version(etag=file.etag, size=file.size, crc64=told)
+        version = Version(etag=file.etag, size=file.size, crc64=crc64_in(file.crc64ecma))
         length = self._options.segment_size
         return checkpoint_with(version, segments_without(lost, size=file.size, segment_size=length))
-
-    def _is_stopped(self, stopped: Callable[[], bool]) -> bool:
-        self._reporter.alive()
-        return stopped()
 
     async def _transferred(
         self, file: ManifestFile, wanted: PlannedObject, copy: Path, checkpoint: Checkpoint

@@ -222,14 +222,10 @@ def web_address() -> Kind:
 
 def windows() -> Kind:
     """Return the kind of a timetable: windows of the week, each with its rate."""
-
-    def show(value: tuple[Window, ...]) -> str:
-        return format_windows(value)
-
     expected = (
         'a list of windows such as ["mon-fri 08:00-18:00 20M"], or the same as text joined by `;`,'
     )
-    return Kind("list of windows", expected, _parse_windows, show)
+    return Kind("list of windows", expected, _parse_windows, format_windows)
 
 
 def path() -> Kind:

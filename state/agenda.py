@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 from state import schema
-from state.lease import current_owner, is_dead
+from state.lease import current_owner, is_dead, is_held
 from state.notices import notice_row
 from state.records import Phase, Polled, Task, Wanted
 from state.redaction import guarded_text
@@ -117,7 +117,7 @@ class Agenda:
             found = lock_tasks(connection, [task])
             if not found:
                 return Wanted.ENDED
-            if _is_held(found[0], self._clock()):
+            if is_held(found[0], now=self._clock()):
                 return Wanted.AT_WORK
             self._begin(connection, found, "retried", "To be tried again at once")
         return Wanted.ADDED
@@ -129,7 +129,7 @@ class Agenda:
         values: dict[str, object] = {"watched_since": now, "due_at": AT_ONCE, "updated_at": now}
         values |= {"tries": 0, "asked_at": None, "ready_after_seconds": None}
         anew = {"phase": Phase.WAITING, "message": None, "exit_code": None, "published_at": None}
-        held = [task.id for task in tasks if _is_held(task, now)]
+        held = [task.id for task in tasks if is_held(task, now=now)]
         free = sorted({task.id for task in tasks} - {*held})
         _change(connection, held, values)  # a fetch is at work, and its phase is its own
         _change(connection, free, {**values, **anew, **_FREE})
@@ -182,9 +182,8 @@ class Agenda:
             .where(_TASKS.due_at <= now, _is_free(now))
             .order_by(_TASKS.due_at, _TASKS.updated_at, _TASKS.id)
         )
-        with self._database.reading() as connection:  # it waits for no writer, and mostly ends here
-            if not connection.execute(question.limit(1)).all():
-                return []
+        if not self._database.finds(question):  # mostly it ends here
+            return []
         until = now + timedelta(seconds=lease_seconds)
         locked = question.limit(limit).with_for_update(skip_locked=True, key_share=True)
         with self._database.writing() as connection:
@@ -403,9 +402,8 @@ class Agenda:
         has_ended = _TASKS.phase.in_([phase for phase in Phase if phase.is_final])
         question = select(_TASKS.id).where(*is_over, has_ended, is_told).limit(limit)
         question = question.order_by(_TASKS.updated_at)
-        with self._database.reading() as connection:
-            if not connection.execute(question.limit(1)).all():
-                return 0
+        if not self._database.finds(question):
+            return 0
         with self._database.writing() as connection:
             locked = question.with_for_update(skip_locked=True)
             numbers = connection.execute(locked).scalars().all()
@@ -415,13 +413,6 @@ class Agenda:
                 connection.execute(forget.where(_TASKS.id.in_(some))).rowcount
                 for some in sliced(numbers)
             )
-
-
-def _is_held(task: Task, now: datetime) -> bool:
-    """Tell whether somebody, who may be alive, works on the task at that time."""
-    if task.acquired_by is None or task.acquired_until is None:
-        return False
-    return task.acquired_until > now and not is_dead(task.acquired_by)
 
 
 def _is_free(now: datetime) -> ColumnElement[bool]:
@@ -439,7 +430,7 @@ def _has_ended(task: Task, now: datetime) -> bool:
     """Tell whether there is nothing to cancel; a final phase may be that of an earlier fetch."""
     if task.phase is Phase.PUBLISHED:
         return True
-    return task.phase.is_final and not task.is_watched and not _is_held(task, now)
+    return task.phase.is_final and not task.is_watched and not is_held(task, now=now)
 
 
 def _lock_held_by(connection: Connection, owners: Sequence[str]) -> list[int]:

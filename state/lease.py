@@ -80,11 +80,11 @@ def is_dead(owner: str, *, here: str | None = None) -> bool:
     return _is_gone(other.pid, other.started)
 
 
-def is_held(task: Task) -> bool:
-    """Tell whether somebody, who may be alive, works on the task now."""
+def is_held(task: Task, *, now: datetime | None = None) -> bool:
+    """Tell whether somebody, who may be alive, works on the task now, or at that time."""
     if task.acquired_by is None or task.acquired_until is None:
         return False
-    return task.acquired_until > datetime.now(UTC) and not is_dead(task.acquired_by)
+    return task.acquired_until > (now or datetime.now(UTC)) and not is_dead(task.acquired_by)
 
 
 def _is_same_machine(one: Owner, other: Owner) -> bool:

@@ -45,9 +45,8 @@ class Notices:
             return []
         now = self._clock()
         due = select(_NOTICES.id).where(_NOTICES.due_at <= now).order_by(_NOTICES.due_at)
-        with self._database.reading() as connection:  # it waits for no writer, and mostly ends here
-            if not connection.execute(due.limit(1)).all():
-                return []
+        if not self._database.finds(due):  # mostly it ends here
+            return []
         with self._database.writing() as connection:
             locked = due.limit(limit).with_for_update(skip_locked=True)
             numbers = connection.execute(locked).scalars().all()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 __all__ = [
     "Checkpoint",
@@ -65,6 +66,11 @@ class Task:
     asked_at: datetime | None = None  # when the platform was last asked by the service
     tries: int = 0  # of the service, that have failed in a row
     ready_after_seconds: float | None = None  # from `watched_since` until it was SUCCESS
+
+    @property
+    def place(self) -> Path:
+        """Where its result is, once it is published."""
+        return Path(self.dest) / self.task_id
 
     @property
     def is_watched(self) -> bool:

@@ -6,8 +6,9 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Select
 from sqlalchemy.exc import SQLAlchemyError
 
 from state.engine import fault, open_engine
@@ -45,6 +46,11 @@ class Database:
         """Give a transaction that only reads, and waits for no writer."""
         with self._told_in_a_sentence(), self._reader.begin() as connection:
             yield connection
+
+    def finds(self, question: Select[Any]) -> bool:
+        """Tell whether it has any answer; this waits for no writer."""
+        with self.reading() as connection:
+            return connection.execute(question.limit(1)).first() is not None
 
     def tidy(self) -> None:
         """Let the database tidy itself; a server does so by its own rules."""

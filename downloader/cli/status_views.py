@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def _row(task: Task, files: Sequence[FileProgress], now: datetime) -> tuple[str,
         _on_disk(task, files),
         f"{task.updated_at:%Y-%m-%d %H:%M:%S}",
         _next(task, now),
-        printable(str(Path(task.dest) / task.task_id)),
+        printable(str(task.place)),
     )
 
 
@@ -82,7 +81,7 @@ def history(store: StateStore, task: Task, *, now: datetime) -> Iterator[str]:
     yield f"Platform  {task.status} (asked {asked})" if task.status else "Platform  not asked"
     if task.is_watched:
         yield f"Next      {_next(task, now)}{_tries(task)}"
-    yield f"Place     {printable(str(Path(task.dest) / task.task_id))}"
+    yield f"Place     {printable(str(task.place))}"
     yield f"On disk   {_on_disk(task, files)}"
     for file in files:
         yield f"  {_share(file):>22}  {printable(file.name)}"
@@ -109,7 +108,7 @@ def _json_facts(
         "phase": task.phase.value,
         "status": task.status,
         "polls": task.polls,
-        "path": str(Path(task.dest) / task.task_id),
+        "path": str(task.place),
         "created_at": task.created_at.isoformat(),
         "updated_at": task.updated_at.isoformat(),
         "published_at": _iso(task.published_at),

@@ -201,10 +201,9 @@ def _begun_if_gone(store: StateStore, outcome: Outcome) -> Outcome:
     from state import Wanted
 
     task, wanted = outcome
-    is_gone = not os.path.lexists(_place(task)) and Path(task.dest).is_dir()
-    if wanted is Wanted.PUBLISHED and is_gone:
-        return task, store.agenda.retry(task.id)
-    return outcome
+    if wanted is not Wanted.PUBLISHED or os.path.lexists(task.place):
+        return outcome
+    return (task, store.agenda.retry(task.id)) if Path(task.dest).is_dir() else outcome
 
 
 def _delete_partial(task: Task, *, quiet: bool) -> None:
@@ -237,7 +236,7 @@ def _tell_outcomes(outcomes: Iterable[Outcome], *, json: bool, quiet: bool) -> N
 
     for task, outcome in outcomes:
         if json:
-            facts = {"task_id": task.task_id, "outcome": outcome.value, "path": _place(task)}
+            facts = {"task_id": task.task_id, "outcome": outcome.value, "path": str(task.place)}
             typer.echo(json_text.dumps(facts, ensure_ascii=False))
         elif not quiet:
             typer.echo(f"{task.task_id}: {_sentence(task, outcome)}", err=True)
@@ -247,7 +246,7 @@ def _sentence(task: Task, outcome: Wanted) -> str:
     from downloader.logs import printable
     from state import Wanted
 
-    place = printable(_place(task))
+    place = printable(str(task.place))
     return {
         Wanted.ADDED: f"will be fetched into {place}",
         Wanted.WATCHED: "is watched already",
@@ -277,7 +276,3 @@ def _what_stays(task: Task) -> str:
 
     partial = ResultDirectory(Path(task.dest), task.task_id).partial
     return f"; what was received stays in {printable(str(partial))}" if partial.is_dir() else ""
-
-
-def _place(task: Task) -> str:
-    return str(Path(task.dest) / task.task_id)

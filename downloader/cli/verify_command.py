@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from downloader.cli import options
+from downloader.cli import known, options
 from downloader.cli.running import complain, run, told
 from downloader.errors import (
     DownloaderError,
@@ -156,21 +156,19 @@ def _path_of(target: str, settings: Settings) -> Path:
         published = settings.dest.expanduser() / target
         if published.exists():
             return published
-        known = _published_elsewhere(target, settings.state)
-        if known is not None:
-            return known
+        elsewhere = _published_elsewhere(target, settings.state)
+        if elsewhere is not None:
+            return elsewhere
     raise InvalidArgument(
         f"{target} is neither a path that exists nor a task whose result is published"
     )
 
 
 def _published_elsewhere(task_id: str, state: str) -> Path | None:
-    from state import StateStore
-
-    if "://" not in state and not Path(state).expanduser().exists():
+    if not known.is_there(state):
         return None
-    with StateStore.open(state) as store:
-        places = [Path(task.dest) / task.task_id for task in store.find_tasks(task_id)]
+    with known.opened(state) as store:
+        places = [task.place for task in store.find_tasks(task_id)]
     return next((place for place in reversed(places) if place.exists()), None)
 
 

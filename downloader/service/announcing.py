@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from datetime import timedelta
-from pathlib import Path
 from typing import cast
 
 from downloader.logs import facts
@@ -132,7 +131,7 @@ class Announcing:
 
 
 def _announcement(task: Task, notice: Notice) -> Announcement:
-    path = Path(task.dest) / task.task_id
+    path = task.place
     is_complete = notice.event == "complete"
     return Announcement(
         key=notice.key,

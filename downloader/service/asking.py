@@ -9,14 +9,21 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from downloader.errors import BadTaskResult, PlatformError, PlatformUnavailable, TaskFailed
+from downloader.errors import (
+    BadTaskResult,
+    DownloaderError,
+    PlatformError,
+    PlatformUnavailable,
+    TaskFailed,
+    UsageError,
+)
 from downloader.holding import LEASE_SECONDS
 from downloader.logs import facts
 from downloader.polling import not_ready, status_of
 from downloader.retry import pause_seconds
 from downloader.service.bringing import Bringing
 from downloader.service.equipment import Equipment
-from state import Phase, Polled, Task
+from state import Phase, Polled, StateError, Task
 
 __all__ = ["Asking"]
 
@@ -97,19 +104,26 @@ class Asking:
 
     async def _ask(self, task: Task) -> None:
         try:
+            await self._ask_or_tell(task)
+        except StateError as error:
+            # Its lease stays ours, and whoever renews the leases gives it back.
+            logger.error("The state took no answer", extra=facts(task=task.task_id, error=error))
+        finally:
+            self._equipment.pulse.beat()
+            del self._asked[task.id]
+
+    async def _ask_or_tell(self, task: Task) -> None:
+        try:
             answer = await self._equipment.api.task_result(task.task_id)
             status = status_of(task.task_id, answer)
         except TaskFailed as error:
             self._has_answered()
-            await self._give_up(task, error)
-        except PlatformError as error:
+            await self._bringing.end(task, error)
+        except (PlatformError, UsageError) as error:  # the latter: a proxy that is none
             await self._unanswered(task, error)
         else:
             self._has_answered()
             await self._heard(task, status, answer)
-        finally:
-            self._equipment.pulse.beat()
-            del self._asked[task.id]
 
     def _has_answered(self) -> None:
         if self.condition is not None:
@@ -126,7 +140,7 @@ class Asking:
             patience = self._equipment.settings.poll_deadline
             hint = f"`bge-downloader retry {task.task_id}` waits anew"
             error = not_ready(task.task_id, status, patience, what_next=hint)
-            await self._give_up(task, error)
+            await self._bringing.end(task, error)
         else:
             pause = self._equipment.pace.pause(self._elapsed(task))
             self._put_off(task, status, pause)
@@ -140,8 +154,10 @@ class Asking:
         await equipment.store.run(
             lambda store: store.agenda.record_ready(task.id, "SUCCESS", seconds=seconds)
         )
-        if await equipment.store.run(lambda store: store.agenda.unwatched_among({task.id})):
-            return  # cancelled or removed meanwhile
+        if await equipment.store.run(
+            lambda store: store.agenda.unwatched_among({task.id}, owner=equipment.owner)
+        ):
+            return  # cancelled or removed meanwhile, or somebody else's by now
         if (why := await equipment.rooms.why_not(task.dest)) is not None:
             await self._bringing.pause(task, why)
         elif self._bringing.free_places < 1 or not self._bringing.begin(task, result):
@@ -151,13 +167,13 @@ class Asking:
                 lambda store: store.agenda.put_off(task.id, equipment.owner, due_at)
             )
 
-    async def _unanswered(self, task: Task, error: PlatformError) -> None:
+    async def _unanswered(self, task: Task, error: DownloaderError) -> None:
         """Ask again later; give up what the platform refuses for this task alone."""
         is_retrying = task.phase is Phase.RETRYING  # and counts what failed in fetching it
         tries = task.tries if is_retrying else task.tries + 1
         is_passing = isinstance(error, PlatformUnavailable | BadTaskResult)
         if not is_passing and tries >= REFUSALS and self._others_are_answered(task):
-            await self._give_up(task, error)
+            await self._bringing.end(task, error)
             return
         if self.condition is None:
             logger.warning("The platform gives no result", extra=facts(reason=str(error)))
@@ -171,7 +187,7 @@ class Asking:
             retry_after=asked,
         )
         if self._seconds_left(task) <= 0:
-            await self._give_up(task, error)
+            await self._bringing.end(task, error)
         else:
             self._put_off(task, None, pause, message=str(error), tries=tries)
 
@@ -180,9 +196,6 @@ class Asking:
         if self._answered_at is None or task.asked_at is None:
             return False
         return self._answered_at > task.asked_at
-
-    async def _give_up(self, task: Task, error: PlatformError) -> None:
-        await self._bringing.end(task, error)
 
     def _put_off(
         self,

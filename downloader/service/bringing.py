@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class Bringing:
     def free_places(self) -> int:
         """How many more tasks may be begun; one to which nothing comes takes no place for long."""
         most, now = self._equipment.settings.parallel_tasks, time.monotonic()
-        busy = sum(now - job.heard_at < IDLE_SECONDS for job in self._jobs.values())
+        busy = sum(now - job.reporter.heard_at < IDLE_SECONDS for job in self._jobs.values())
         return max(0, min(most - busy, (1 + MAX_IDLE) * most - len(self._jobs)))
 
     def begin(self, task: Task, result: object) -> bool:
@@ -129,8 +129,7 @@ class Bringing:
 
     async def _published(self, job: _Job, report: FetchReport) -> None:
         equipment = self._equipment
-        if equipment.rooms.proved(job.task.dest):
-            await self.resume(job.task.dest, None)
+        equipment.rooms.proved(job.task.dest)
         await equipment.store.run(
             lambda store: store.agenda.settle(job.task.id, equipment.owner, event="complete")
         )
@@ -215,12 +214,9 @@ class Bringing:
     # Room.
 
     async def _no_room(self, task: Task, error: Exception) -> None:
-        is_certain = not _is_about_size(error)
-        before = self._equipment.rooms.condition
-        await self._equipment.rooms.refused(task.dest, _reason(error), is_certain=is_certain)
-        if before is None and self._equipment.rooms.condition is not None:
-            logger.warning("Paused", extra=facts(dest=task.dest, reason=_reason(error)))
-        await self.pause(task, _reason(error))
+        reason, is_certain = _reason(error), not _is_about_size(error)
+        await self._equipment.rooms.refused(task.dest, reason, is_certain=is_certain)
+        await self.pause(task, reason)
 
     async def pause(self, task: Task, why: str) -> None:
         """Let a task wait until there is room for it; everything is kept."""
@@ -255,19 +251,15 @@ class _Job:
     reporter: _Listener
     running: asyncio.Task[None] | None = None
     stopped_because: str | None = None
-    tries: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        # Failures to ask are not failures to fetch.
-        self.tries = 0 if self.task.phase is Phase.WAITING else self.task.tries
+    @property
+    def tries(self) -> int:
+        """How often it was fetched in vain; failures to ask are no failures to fetch."""
+        return 0 if self.task.phase is Phase.WAITING else self.task.tries
 
     @property
     def facts(self) -> dict[str, object]:
         return {"task": self.task.task_id}
-
-    @property
-    def heard_at(self) -> float:
-        return self.reporter.heard_at
 
 
 class _Listener(Reporter):
@@ -289,6 +281,7 @@ class _Listener(Reporter):
 
     def file_done(self, name: str) -> None:
         self._advance()
+        self._equipment.rooms.proved(self._task.dest)
 
     def verifying(self, name: str) -> None:
         self._advance()

@@ -98,7 +98,7 @@ class Service:
             extra=facts(
                 version=__version__,
                 state=self.equipment.store.location,
-                dest=self._dest,
+                dest=self.equipment.dest,
                 watched=await self._watched(),
             ),
         )
@@ -117,7 +117,9 @@ class Service:
         if is_alone and any(other.stopped_at is None for other in others):
             await equipment.store.run(lambda store: store.notices.hasten())  # it died with some
         await equipment.learn()
-        await equipment.store.run(lambda store: store.services.started(equipment.owner, self._dest))
+        await equipment.store.run(
+            lambda store: store.services.started(equipment.owner, equipment.dest)
+        )
 
     async def reload(self, load: Callable[[], Settings]) -> None:
         """Go on with the settings as they are now; with the old ones if they cannot be used."""
@@ -234,7 +236,7 @@ class Service:
         equipment, self._told_condition = self.equipment, self.condition
         await equipment.store.run(
             lambda store: store.services.seen(
-                equipment.owner, dest=self._dest, condition=self._told_condition
+                equipment.owner, dest=self.equipment.dest, condition=self._told_condition
             )
         )
 
@@ -286,7 +288,8 @@ class Service:
 
     async def tell_status(self) -> None:
         """Tell systemd, in a line, what goes on, and others what does not."""
-        self._notifier.status(await self._status())
+        if self._notifier.is_heard:
+            self._notifier.status(await self._status())
         if self.condition != self._told_condition:
             await self._be_seen()
 
@@ -297,10 +300,6 @@ class Service:
         """What keeps work from going on, for people; None if nothing does."""
         conditions = [self.equipment.rooms.condition, self.asking.condition]
         return "; ".join(one for one in conditions if one) or None
-
-    @property
-    def _dest(self) -> str:
-        return str(self.equipment.settings.dest.expanduser().absolute())
 
     async def _watched(self) -> int:
         return await self.equipment.store.run(lambda store: store.agenda.watched_count())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 
@@ -11,7 +10,6 @@ import aiohttp
 
 from downloader.api import Turns
 from downloader.app import (
-    USER_AGENT,
     fetch_options,
     open_api,
     shared_connections,
@@ -19,11 +17,10 @@ from downloader.app import (
     straight_road,
 )
 from downloader.config import Settings
-from downloader.fetch import FetchOptions
 from downloader.service.current_api import CurrentAPI
 from downloader.service.hooks import Hooks
 from downloader.service.inbox import Inbox
-from downloader.service.pace import Pace
+from downloader.service.pace import KEPT, Pace
 from downloader.service.pulse import Pulse
 from downloader.service.rooms import Rooms
 from downloader.timetable import Timetable
@@ -35,7 +32,6 @@ __all__ = ["LASTING", "Equipment", "open_equipment"]
 
 # What holds until the service is started again: connections and threads are made of it.
 LASTING = ("state", "connect_timeout", "stall_timeout", "buffer_memory", "log_format")
-KEPT_SAMPLES = 256
 
 
 class Equipment:
@@ -76,7 +72,6 @@ class Equipment:
             webhook=settings.webhook,
             webhook_secret=settings.signing_secret(),
             timeout=settings.hook_timeout,
-            user_agent=USER_AGENT,
         )
         self.settings = settings
         self.hooks = hooks
@@ -84,15 +79,20 @@ class Equipment:
         self.pace = Pace(interval=settings.poll_interval, max_interval=settings.poll_max_interval)
         self.timetable = Timetable(settings.limit_rate_times, otherwise=settings.limit_rate)
         self.rooms.floor = settings.min_free_space
-        self.options = self._fetch_options(settings)
+        self.options = fetch_options(
+            settings,
+            wait=False,
+            connections=self.connections,
+            road=self._road,
+            rate_limit=self.rate_limit,
+            slow_down=self.slow_down,
+        )
         self.follow_timetable()
 
-    def _fetch_options(self, settings: Settings) -> FetchOptions:
-        options = fetch_options(settings, wait=False, connections=self.connections, road=self._road)
-        shared = dataclasses.replace(
-            options.transfer, rate_limit=self.rate_limit, slow_down=self.slow_down
-        )
-        return dataclasses.replace(options, transfer=shared)
+    @property
+    def dest(self) -> str:
+        """Where results go that were added without a destination."""
+        return str(self.settings.dest.expanduser().absolute())
 
     def follow_timetable(self) -> int | None:
         """Let all transfers together be as fast as the time of day allows; return that rate."""
@@ -103,7 +103,7 @@ class Equipment:
 
     async def learn(self) -> None:
         """Learn from the state how long tasks take."""
-        known = await self.store.run(lambda store: store.agenda.durations(KEPT_SAMPLES))
+        known = await self.store.run(lambda store: store.agenda.durations(KEPT))
         for seconds in known:
             self.pace.learn(seconds)
 
@@ -117,6 +117,7 @@ class Equipment:
         """
         client = open_api(settings, turns=self.turns)  # which opens nothing before it is asked
         self._take(settings)
+        self.pulse.patience = self._longest_silence()
         await self.api.replace(client)
         self.turns.change(settings.calls_per_second)
         self.connections.change(most=settings.connections, most_files=settings.parallel_files)
@@ -126,8 +127,8 @@ class Equipment:
 
     def _longest_silence(self) -> float:
         """Return the seconds in which a transfer may rightly bring no byte: all its attempts."""
-        settings, transfer = self.settings, self.options.transfer
-        attempt = settings.connect_timeout + settings.stall_timeout + settings.retry_max_delay
+        lasting, transfer = self._started_with, self.options.transfer
+        attempt = lasting.connect_timeout + lasting.stall_timeout + transfer.retry_max_delay
         return transfer.max_attempts * attempt
 
 

@@ -11,17 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from downloader.service.announcement import Announcement, Delivery, Event, Way
 from downloader.service.child_process import GRACE_SECONDS
-from downloader.service.hook_command import HookCommand, check_command
-from downloader.service.webhook import USER_AGENT, Webhook, check_webhook
+from downloader.service.hook_command import HookCommand
+from downloader.service.webhook import Webhook
 
 __all__ = [
     "Announcement",
     "Delivery",
     "Event",
     "Hooks",
-    "Way",
-    "check_command",
-    "check_webhook",
 ]
 
 
@@ -37,7 +34,6 @@ class Hooks:
         webhook_secret: str | None = None,
         timeout: float = 300.0,
         grace: float = GRACE_SECONDS,
-        user_agent: str = USER_AGENT,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Check what the settings say.
@@ -55,7 +51,7 @@ class Hooks:
             if command is not None
         }
         self._webhook = webhook and Webhook(
-            webhook, secret=webhook_secret, timeout=timeout, user_agent=user_agent, clock=clock
+            webhook, secret=webhook_secret, timeout=timeout, clock=clock
         )
 
     def ways(self, event: Event) -> tuple[Way, ...]:

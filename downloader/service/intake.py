@@ -49,7 +49,7 @@ class Intake:
             )
             await in_thread(inbox.reject, order)
             return
-        dest = str(self._equipment.settings.dest.expanduser().absolute())
+        dest = self._equipment.dest
         source = f"by {order.path.name} in the inbox"
         outcomes = await self._equipment.store.run(
             lambda store: store.agenda.watch(order.task_ids, dest, source=source)

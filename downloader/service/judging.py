@@ -47,9 +47,10 @@ class Verdict:
 def judged(error: Exception, *, tries: int, attempts: int) -> Verdict:
     """Return what is to become of a task that failed with `error`, after `tries` failures."""
     if _is_for_want_of_room(error):
-        return Verdict(fate=Fate.PAUSED, tries=tries, pause=_jittered(1, NO_ROOM_PAUSE_SECONDS))
+        return Verdict(fate=Fate.PAUSED, tries=tries)
     tries += 1
-    allowed = min(attempts, VERIFICATION_ATTEMPTS) if is_unproved(error) else attempts
+    is_unproved = isinstance(error, VerificationFailed)  # the bytes came, and are wrong
+    allowed = min(attempts, VERIFICATION_ATTEMPTS) if is_unproved else attempts
     if isinstance(error, HOPELESS) or tries >= allowed:
         return Verdict(fate=Fate.GIVEN_UP, tries=tries)
     asked = getattr(error, "retry_after", None)
@@ -57,15 +58,6 @@ def judged(error: Exception, *, tries: int, attempts: int) -> Verdict:
         tries, first=FIRST_PAUSE_SECONDS, maximum=MAX_PAUSE_SECONDS, retry_after=asked
     )
     return Verdict(fate=Fate.TRIED_AGAIN, tries=tries, pause=pause)
-
-
-def is_unproved(error: Exception) -> bool:
-    """Tell whether the bytes came, and are not what they must be."""
-    return isinstance(error, VerificationFailed)
-
-
-def _jittered(attempt: int, seconds: float) -> float:
-    return pause_seconds(attempt, first=seconds, maximum=seconds)
 
 
 def _is_for_want_of_room(error: BaseException | None) -> bool:

@@ -61,6 +61,11 @@ class Notifier:
         """The longest that systemd will wait for `watchdog`; None if it does not watch us."""
         return self._watchdog_seconds
 
+    @property
+    def is_heard(self) -> bool:
+        """Tell whether anybody is told."""
+        return self._address is not None
+
     def ready(self, status: str | None = None) -> None:
         """Say that everything is started, or that the settings have been read anew."""
         self._enter("READY", status)

@@ -19,7 +19,7 @@ from random import uniform
 
 from downloader.errors import InvalidSettings
 
-__all__ = ["Pace"]
+__all__ = ["KEPT", "Pace"]
 
 SECONDS_PER_CALL = 20.0  # with nothing learned, about as many calls as pauses that double
 KEPT = 256  # samples; older ones are forgotten

@@ -7,6 +7,7 @@ something comes to its disk, or clearly more is free than when it refused.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -14,15 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from downloader.concurrency import in_thread
+from downloader.logs import facts
 from downloader.units import format_bytes
 
-__all__ = ["Reopened", "Rooms", "free_bytes"]
+__all__ = ["Reopened", "Rooms"]
 
 TIGHT_BYTES = 64 * 1024 * 1024  # less than that is no room, whatever the floor
 MORE_BYTES = 64 * 1024 * 1024  # that are free since: worth trying again
 LOOK_SECONDS = 2.0
 FIRST_PROBE_SECONDS = 10.0
 MAX_PROBE_SECONDS = 300.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +59,10 @@ class Rooms:
     ) -> None:
         self.floor = floor  # bytes that stay free
         self._clock = clock
-        self._free = free or free_bytes
+        self._free = free or _free_bytes
         self._closed: dict[str, _Closed] = {}
         self._refused: dict[str, int] = {}  # one task was too large for what was free then
+        self._proved: list[Reopened] = []
         self._looked_at = clock()
 
     @property
@@ -84,39 +89,42 @@ class Rooms:
         self._close(dest, reason, free, is_below_floor=True)
         return reason
 
-    async def refused(self, dest: str, reason: str, *, is_certain: bool) -> bool:
-        """Take note that a task had no room; True if nothing else is to be begun there.
+    async def refused(self, dest: str, reason: str, *, is_certain: bool) -> None:
+        """Take note that a task had no room.
 
         `is_certain` tells that the disk took not even a byte; otherwise a smaller task may fit.
         """
         free = await self._free_in(dest)
         if is_certain or free < max(self.floor, TIGHT_BYTES):
             self._close(dest, reason, free, is_below_floor=False)
-            return True
-        self._refused[dest] = free
-        return False
+        else:
+            self._refused[dest] = free
 
-    def proved(self, dest: str) -> bool:
-        """Take note that something came to the disk; True if it was closed until then."""
+    def proved(self, dest: str) -> None:
+        """Take note that a file is on the disk: if it had no room until then, all may go on."""
         closed = self._closed.get(dest)
-        if closed is None or closed.is_below_floor:
-            return False
-        del self._closed[dest]
-        return True
+        if closed is not None and not closed.is_below_floor:
+            del self._closed[dest]
+            self._proved.append(Reopened(dest=dest, limit=None))
 
     async def look(self) -> list[Reopened]:
         """Look again at what has no room, and return what may go on."""
+        proved, self._proved = self._proved, []
         now = self._clock()
         if now - self._looked_at < LOOK_SECONDS:
-            return []
+            return proved
         self._looked_at = now
         return [
+            *proved,
             *[one for dest in [*self._closed] if (one := await self._look_at(dest, now))],
             *[one for dest in [*self._refused] if (one := await self._look_for_more(dest))],
         ]
 
     async def _look_at(self, dest: str, now: float) -> Reopened | None:
-        closed, free = self._closed[dest], await self._free_in(dest)
+        free = await self._free_in(dest)
+        closed = self._closed.get(dest)
+        if closed is None:  # a file has come to its disk meanwhile
+            return None
         wanted = self.floor if closed.is_below_floor else max(self.floor, closed.free + MORE_BYTES)
         if free >= wanted:
             self._closed.pop(dest, None)
@@ -136,6 +144,8 @@ class Rooms:
 
     def _close(self, dest: str, reason: str, free: int, *, is_below_floor: bool) -> None:
         before = self._closed.get(dest)
+        if before is None:
+            logger.warning("Paused", extra=facts(dest=dest, reason=reason))
         pause = FIRST_PROBE_SECONDS if before is None else before.pause
         self._closed[dest] = _Closed(
             reason=reason,
@@ -150,7 +160,7 @@ class Rooms:
         return await in_thread(self._free, dest)
 
 
-def free_bytes(dest: str) -> int:
+def _free_bytes(dest: str) -> int:
     """Return the bytes that are free for us where a directory is, or will be made; blocks."""
     place = Path(dest)
     for there in (place, *place.parents):

@@ -57,14 +57,12 @@ class Webhook:
         *,
         secret: str | None = None,
         timeout: float,
-        user_agent: str = USER_AGENT,
         clock: Callable[[], float] = time.time,
     ) -> None:
         check_webhook(url)
         self._url = url
         self._secret = secret
         self._timeout = timeout
-        self._user_agent = user_agent
         self._clock = clock
         self._private = _private_pieces(url, secret)
 
@@ -93,7 +91,7 @@ class Webhook:
         body = _body(announcement, at=datetime.fromtimestamp(int(now), UTC))
         headers = {
             "Content-Type": "application/json",
-            "User-Agent": self._user_agent,
+            "User-Agent": USER_AGENT,
             "Accept-Encoding": "identity",
             "Connection": "close",
             "Idempotency-Key": announcement.key,

@@ -20,6 +20,7 @@ __all__ = [
     "Checkpoints",
     "checkpoint_of",
     "checkpoint_with",
+    "crc64_in",
     "remembered_crc64",
 ]
 
@@ -68,8 +69,11 @@ def checkpoint_with(version: Version, segments: tuple[Segment, ...]) -> Checkpoi
 
 def remembered_crc64(checkpoint: Checkpoint | None) -> int | None:
     """Return the checksum that the store told an earlier run; None if it told none."""
-    told = None if checkpoint is None else checkpoint.crc64
-    # What the state holds may be damaged.
+    return None if checkpoint is None else crc64_in(checkpoint.crc64)
+
+
+def crc64_in(told: object) -> int | None:
+    """Return a checksum that was written down; None if it is none, for it may be damaged."""
     if not isinstance(told, str) or not told.isascii() or not told.isdigit():
         return None
     return int(told) if len(told) <= MAX_CRC64_DIGITS else None

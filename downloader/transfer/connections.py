@@ -50,10 +50,10 @@ class Connections:
         processor_clock: Callable[[], float] = time.process_time,
     ) -> None:
         self.meter = Meter()
-        self.limit = min(FIRST, most, ceiling or most)
         self.in_use = 0
         self._ceiling = ceiling
         self._most = min(most, ceiling or most)
+        self.limit = min(FIRST, self._most)
         self._most_files = most_files
         self._clock = clock
         self._processor_clock = processor_clock
@@ -94,6 +94,7 @@ class Connections:
             if turn.has_begun:
                 self._begun -= 1
             turn.give_back()
+            self._serve()  # also where none was held: one more file may begin
 
     @contextlib.asynccontextmanager
     async def one_more(self, *, wanted_back: Callable[[], None]) -> AsyncIterator[None]:

@@ -57,12 +57,8 @@ class Mending:
 
     async def _found(self, find: FindDamage, path: Path) -> tuple[int, Sequence[Range]]:
         def work(stopped: Callable[[], bool]) -> tuple[int, Sequence[Range]]:
-            def ask() -> bool:  # that it asks says that it advances
-                self._reporter.alive()
-                return stopped()
-
             try:
-                return find(path, ask)
+                return find(path, self._reporter.asked(stopped))
             except OSError as error:
                 raise disk_error(error, path, "read back") from error
 

@@ -115,7 +115,7 @@ class SlowDown:
 
     def is_asked(self, store: str) -> bool:
         """Tell whether the store wants to be left alone."""
-        return store in self._until and self._until[store] > self._clock()
+        return self._until.get(store, 0.0) > self._clock()
 
     async def wait(self, store: str) -> None:
         """Return when new requests may be sent to the store."""

@@ -42,7 +42,7 @@ class Told(Notifier):
     """Keeps what systemd would be told."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__("the test")
         self.sent = []
 
     def _send(self, fields):

@@ -215,6 +215,18 @@ async def test_a_task_that_was_removed_meanwhile_ends_and_says_so(rig):
     assert not rig.final(task_id).exists()
 
 
+async def test_a_bare_directory_that_a_power_loss_has_left_goes_and_a_claimed_one_stays(rig):
+    task_id = rig.add()
+    await rig.fetch(task_id)
+    rig.partial(task_id).mkdir()
+    assert (await rig.fetch(task_id)).already_published
+    assert not rig.partial(task_id).exists()
+    rig.partial(task_id).mkdir()
+    (rig.partial(task_id) / "bge-claim.part").write_text("another state")
+    await rig.fetch(task_id)
+    assert rig.partial(task_id).exists()
+
+
 @pytest.mark.usefixtures("_hasty_heartbeat")
 async def test_a_task_that_was_cancelled_meanwhile_ends_and_stays_cancelled(rig):
     task_id = rig.add()

@@ -199,6 +199,18 @@ def test_half_a_claim_is_anothers(tmp_path, claim):
         assert place.partial.name == f"t-1~{ONE}.partial"
 
 
+@pytest.mark.parametrize("claim", [b"", b"1"])
+def test_where_locks_are_honest_half_a_claim_is_nobodys(tmp_path, monkeypatch, honest, claim):
+    """Whoever began it was killed: its lock has gone with it."""
+    monkeypatch.setattr(fcntl, "flock", honest)
+    place = ResultDirectory(tmp_path / "results", "t-1")
+    place.partial.mkdir(parents=True)
+    (place.partial / "bge-claim.part").write_bytes(claim)
+    with place.held(ONE):
+        assert place.partial.name == "t-1.partial"
+        assert (place.partial / "bge-claim.part").read_text() == ONE
+
+
 @pytest.mark.parametrize("last", [ONE, OTHER])
 def test_where_locks_are_honest_what_another_state_has_left_goes_with_the_publication(
     tmp_path, monkeypatch, honest, last

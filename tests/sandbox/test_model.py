@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from matrix.story import FIRST_LENGTH, Heard, story_in
 
 from downloader.sandbox import Fault, PlatformFault
@@ -146,9 +146,10 @@ class Fetching(RuleBasedStateMachine):
     def fetch_while_an_object_is_replaced(self, way, faults, key, data):
         self.run(self.replaced_meanwhile(key, data), way, faults)
 
-    @precondition(lambda self: self.published is not None)
     @rule()
     def another_task_has_the_same_files(self):
+        if self.published is None:  # no precondition: what was drawn must not hang on what came
+            return
         self.story.add_task()
         self.published, self.trouble = None, 0
 

@@ -285,6 +285,15 @@ async def test_a_damaged_entry_of_the_manifest_is_told_from_a_damaged_file(resul
     assert "move the result away and fetch the task again" in str(error).lower()
 
 
+@pytest.mark.parametrize("written", ["12345", f'"{"9" * 5000}"'])
+async def test_an_entry_of_the_manifest_that_is_no_checksum_stops_no_other_file(result, written):
+    path = result.place / MANIFEST
+    crc64 = result.rig.manifest(result.task_id)["files"][0]["crc64ecma"]
+    path.write_text(path.read_text().replace(f'"{crc64}"', written))
+    error = await result.fails(VerificationFailed)
+    assert "its manifest, which is damaged itself" in str(error)
+
+
 @pytest.mark.thorough
 async def test_without_a_manifest_nothing_can_be_repaired(result):
     result.flip(500)

@@ -236,6 +236,17 @@ async def test_an_inner_proxy_is_the_users_own_choice_and_looks_names_up_itself(
     assert {*names.lookups} == {proxy}
 
 
+async def test_a_store_that_needs_no_proxy_is_none(names, inside, monkeypatch):
+    """NO_PROXY names hosts that are asked directly: their addresses are looked at as any others."""
+    names.lead(WILD, "127.0.0.1")
+    monkeypatch.setenv("no_proxy", f"{WILD}:{inside.port}")
+    async with store_session(load_settings({"allowed_hosts": HOSTS})) as session:
+        asking = Asking(session, None, HostRules.of(HOSTS))
+        with pytest.raises(HostNotAllowed):
+            await asking.get(f"https://{WILD}:{inside.port}/a")
+    assert inside.came == []
+
+
 async def test_the_way_of_a_proxy_is_not_the_straight_one(monkeypatch):
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     road = StraightRoad(context=None, connect_timeout=1, stall_timeout=1, user_agent="test")

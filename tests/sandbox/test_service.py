@@ -13,7 +13,8 @@ from downloader.fetch import fetch_task
 from downloader.polling import PollOptions
 from downloader.sandbox import Fault, PlatformFault
 from downloader.service.judging import FIRST_PAUSE_SECONDS
-from state import AT_ONCE, Phase, StateStore, Wanted, is_held
+from state import AT_ONCE, Phase, StateStore, StateUnreadable, Wanted, is_held
+from state.agenda import Agenda
 
 pytest_plugins = ["service_helpers"]
 
@@ -258,6 +259,39 @@ class TestThePlatform:
         task = await rig.task(refused)
         assert (task.phase, task.due_at, task.exit_code) == (Phase.FAILED, None, 1)
         assert "no such task" in task.message
+
+    async def test_a_proxy_that_is_none_is_a_reason_to_ask_later(self, rig, monkeypatch):
+        """It concerns every call: nothing is given up, and `status` says so."""
+        task_id = await rig.add()
+        with monkeypatch.context() as patch:
+            patch.setattr("downloader.network.is_loopback", lambda _: False)
+            patch.setenv("HTTP_PROXY", "socks5://127.0.0.1:1")
+            await rig.rest()
+        task = await rig.task(task_id)
+        assert (task.phase, task.tries, task.acquired_by) == (Phase.WAITING, 1, None)
+        assert "no proxy" in rig.service.condition
+        rig.clock.move(60)
+        await rig.rest()
+        assert (await rig.task(task_id)).phase is Phase.PUBLISHED
+
+    async def test_an_answer_that_the_state_does_not_take_is_asked_for_again(
+        self, rig, monkeypatch, caplog
+    ):
+        task_id = await rig.add()
+
+        def refuse(*_, **__):
+            raise StateUnreadable("The state was locked by another process")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Agenda, "record_ready", refuse)
+            await rig.ask()
+        assert any("took no answer" in record.message for record in caplog.records)
+        assert rig.service.asking.tasks == set()
+        for _ in range(2):  # its lease is nobody's by now
+            await rig.service.heartbeat()
+        rig.clock.move(120)
+        await rig.rest()
+        assert (await rig.task(task_id)).phase is Phase.PUBLISHED
 
     async def test_a_failure_to_ask_is_no_failure_to_fetch(self, rig):
         task_id = await rig.add()

@@ -206,6 +206,11 @@ class TestReload:
         assert (await rig.task(task_id)).phase is Phase.PUBLISHED
         assert (await rig.kinds(task_id)).count("started") == 1
 
+    async def test_the_watchdog_is_as_patient_as_the_settings(self, rig):
+        before = rig.equipment.pulse.patience
+        await take_settings(rig, retry_max_delay="10m")
+        assert rig.equipment.pulse.patience > before + 3 * 500
+
     async def test_settings_that_cannot_be_used_change_nothing(self, rig, caplog):
         before = rig.equipment.settings
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from fetch_helpers import NOTES
 
-from downloader.service.rooms import MORE_BYTES, Rooms
+from downloader.service.rooms import MORE_BYTES, Reopened, Rooms
 from state import Phase
 
 pytest_plugins = ["service_helpers"]
@@ -64,7 +64,7 @@ async def phases(rig, tasks):
 @pytest.mark.parametrize("service_settings", [{"min_free_space": "1G"}])
 class TestTheFloor:
     async def test_below_it_nothing_begins_and_everything_goes_on_when_space_returns(
-        self, rig, disk
+        self, rig, disk, caplog
     ):
         disk.free = GIB - 1
         tasks = [await rig.add() for _ in range(3)]
@@ -72,6 +72,7 @@ class TestTheFloor:
         assert await phases(rig, tasks) == [Phase.PAUSED] * 3
         assert "no room" in rig.service.condition
         assert "1.0 GiB are to stay so" in (await rig.task(tasks[0])).message
+        assert sum(record.message == "Paused" for record in caplog.records) == 1
         assert rig.sandbox.store.requests == []
         await rig.live(120, step=30)
         assert await phases(rig, tasks) == [Phase.PAUSED] * 3
@@ -136,7 +137,7 @@ class TestRooms:
     async def test_a_refusal_is_tried_by_one_task_at_a_time_and_ever_more_seldom(self, clock):
         """A quota is used up: statvfs tells of much space, and yet there is none."""
         rooms = Rooms(0, clock=clock, free=lambda _: 100 * GIB)
-        assert await rooms.refused("/r", "quota", is_certain=True)
+        await rooms.refused("/r", "quota", is_certain=True)
         probes = []
         for _ in range(600):
             clock.now += 2
@@ -149,13 +150,22 @@ class TestRooms:
         pauses = [later - earlier for earlier, later in pairwise(probes)]
         assert pauses == sorted(pauses)
         assert 290 <= pauses[-1] <= 302
-        assert rooms.proved("/r")
+        rooms.proved("/r")
+        assert await rooms.look() == [Reopened(dest="/r", limit=None)]
         assert await rooms.why_not("/r") is None
+
+    async def test_a_file_that_comes_to_the_disk_during_a_look_is_no_fault(self, clock):
+        rooms = Rooms(0, clock=clock, free=lambda dest: rooms.proved("/b") or GIB)
+        for dest in ("/a", "/b"):
+            await rooms.refused(dest, "quota", is_certain=True)
+        clock.now += 5
+        await rooms.look()
+        assert await rooms.why_not("/b") is None
 
     async def test_a_task_that_is_too_large_keeps_no_smaller_one_out(self, clock):
         disk = Disk(10 * GIB)
         rooms = Rooms(GIB, clock=clock, free=disk)
-        assert not await rooms.refused("/r", "100 GiB needed", is_certain=False)
+        await rooms.refused("/r", "100 GiB needed", is_certain=False)
         assert await rooms.why_not("/r") is None
         clock.now += 5
         assert await rooms.look() == []

@@ -457,6 +457,29 @@ async def test_no_more_files_are_begun_than_may_be_open(world, monkeypatch):
     assert files[2].turns == 1
 
 
+async def test_whoever_is_cancelled_in_a_pause_leaves_his_place_to_the_next(world, monkeypatch):
+    """He held no connection that could be given back, and yet one more file may begin."""
+    monkeypatch.setattr(module, "MAX_BEGUN", 2)
+    there = world(lambda _: MIB, most=4)
+    away = asyncio.Event()
+
+    async def pause():
+        async with there.connections.of_a_file() as turn, turn.away():
+            away.set()
+            await asyncio.Event().wait()
+
+    pausing = [asyncio.ensure_future(pause()) for _ in range(2)]
+    await away.wait()
+    await settled()
+    third = there.want_file(MIB)
+    await settled()
+    assert third.turns == 0
+    for job in pausing:
+        job.cancel()
+    await settled()
+    assert third.turns == 1
+
+
 async def test_whoever_pauses_lets_others_have_his_connection(world):
     there = world(lambda _: MIB, most=1)
     paused, over = asyncio.Event(), asyncio.Event()
