@@ -76,7 +76,7 @@ async def why_lost(task: Task, *, store: AsyncStore) -> DestinationTaken | TaskC
             f"Task {task.task_id} was removed while it was being fetched; fetching it again "
             "begins anew"
         )
-    if now.acquired_by is None and now.phase is not Phase.PUBLISHED:
+    if await _is_cancelled(now, store=store):
         return TaskCancelled(
             f"Task {task.task_id} was cancelled while it was being fetched; what was received is "
             "kept, and the same command goes on"
@@ -86,6 +86,19 @@ async def why_lost(task: Task, *, store: AsyncStore) -> DestinationTaken | TaskC
         "renew its claim in time; what was received is kept, and the same command "
         "follows that process"
     )
+
+
+async def _is_cancelled(now: Task, *, store: AsyncStore) -> bool:
+    """Tell whether a task was cancelled, and not taken over.
+
+    Whoever fetched it may have entered a phase after that. So the history tells: whoever takes a
+    task over begins it there.
+    """
+    if now.phase in (Phase.CANCELLED, Phase.PUBLISHED) or now.acquired_by is not None:
+        return now.phase is Phase.CANCELLED
+    history = await store.call(StateStore.list_events, now.id)
+    turns = [event.kind for event in history if event.kind in ("started", "cancelled")]
+    return turns[-1:] == ["cancelled"]
 
 
 class _Following:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from state.errors import RecordMissing, StateError, StateTooNew, StateUnreadable
 
 if TYPE_CHECKING:
-    from state.agenda import AT_ONCE
     from state.lease import current_owner, describe_owner, is_dead, is_held
     from state.look import look_at
     from state.records import (
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
         Lease,
         Notice,
         Phase,
+        PlannedObject,
         Polled,
         Segment,
         ServiceRecord,
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
         Wanted,
     )
     from state.services import is_alive
-    from state.store import PlannedObject, StateStore
+    from state.store import StateStore
+    from state.wishes import AT_ONCE
     from state.worker import AsyncStore
 
 __all__ = [
@@ -66,7 +67,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AT_ONCE": "state.agenda",
+    "AT_ONCE": "state.wishes",
     "AsyncStore": "state.worker",
     "Checkpoint": "state.records",
     "Event": "state.records",
@@ -75,7 +76,7 @@ _HOMES = {
     "Lease": "state.records",
     "Notice": "state.records",
     "Phase": "state.records",
-    "PlannedObject": "state.store",
+    "PlannedObject": "state.records",
     "Polled": "state.records",
     "Segment": "state.records",
     "ServiceRecord": "state.records",

@@ -1,4 +1,4 @@
-"""The way to the database: where it is, who may read it, and what its faults mean.
+"""The way to the database: made, looked over, brought up to date, and its owner's alone.
 
 An SQLite file is looked at read-only first, so that what is not ours stays byte for byte.
 """
@@ -11,29 +11,23 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from state.errors import StateError, StateUnreadable
-from state.schema import LATEST_VERSION, bring_up_to_date, found_version
+from state import numbers
+from state.errors import StateError
+from state.faults import BUSY_SECONDS, cannot_open, damaged, fault, no_database, sqlite_code
+from state.migrations import LATEST_VERSION, bring_up_to_date, found_version
+from state.places import connected, place_of
 
-__all__ = [
-    "cannot_open",
-    "check_writable",
-    "connected",
-    "fault",
-    "look_over",
-    "open_engine",
-    "place_of",
-]
+__all__ = ["check_writable", "look_over", "open_engine"]
 
-BUSY_SECONDS = 10
 # A whole check reads the whole file; past this size it would be felt at every start.
 QUICK_CHECK_BYTES = 64 * 1024 * 1024
 SMALLEST_DATABASE = 512  # SQLite's smallest page: it takes a shorter file for an empty one
@@ -50,64 +44,6 @@ def open_engine(url_or_path: str | Path) -> tuple[Engine, str]:
         return _open_sqlite(place)
     engine, location = connected(place)
     return _migrated(engine, location), location
-
-
-def place_of(url_or_path: str | Path) -> Path | URL:
-    """Return the path of an SQLite file, or the URL of a server."""
-    if not (isinstance(url_or_path, str) and "://" in url_or_path):
-        return _absolute(Path(url_or_path))
-    url = _parsed(url_or_path)
-    return url if url.drivername.startswith("postgresql") else _absolute(_sqlite_path(url))
-
-
-def _absolute(path: Path) -> Path:
-    try:
-        return path.expanduser().absolute()
-    except RuntimeError as error:  # `~` and the name of nobody
-        raise cannot_open(str(path), error) from error
-
-
-def _parsed(text: str) -> URL:
-    """Return the URL; its text may hold a password and is in no message."""
-    expected = "expected a path, `sqlite:///PATH` or `postgresql+psycopg://HOST/DATABASE`"
-    try:
-        url = make_url(text)
-    except (ArgumentError, ValueError):
-        raise StateUnreadable(f"The state's URL cannot be parsed; {expected}") from None
-    if url.get_backend_name() not in {"sqlite", "postgresql"}:
-        raise StateUnreadable(f"The state cannot be kept in {url.drivername}; {expected}")
-    return url
-
-
-def _sqlite_path(url: URL) -> Path:
-    if not url.database or url.database == ":memory:":
-        raise StateUnreadable(
-            "The state's URL names no file, and a state in memory would forget everything; "
-            "write `sqlite:///PATH`"
-        )
-    if url.host or url.username:
-        raise StateUnreadable(
-            "The state's URL names a host, but SQLite is a file: "
-            "write `sqlite:///PATH`, with three slashes before the path"
-        )
-    return Path(url.database)
-
-
-def connected(url: URL) -> tuple[Engine, str]:
-    """Return an engine for a server, and its name without user, password and options."""
-    location = f"postgresql://{url.host or 'localhost'}/{url.database or ''}"
-    defaults = {"connect_timeout": str(BUSY_SECONDS), "options": f"-c lock_timeout={BUSY_SECONDS}s"}
-    url = url.set(drivername="postgresql+psycopg").update_query_dict(
-        {name: value for name, value in defaults.items() if name not in url.query}
-    )
-    try:
-        engine = create_engine(url, hide_parameters=True, pool_pre_ping=True)
-    except (ImportError, NoSuchModuleError) as error:
-        raise StateUnreadable(
-            f"The state {location} needs psycopg, which is not installed; "
-            "install `bge-downloader[postgresql]`"
-        ) from error
-    return engine, location
 
 
 def _open_sqlite(path: Path) -> tuple[Engine, str]:
@@ -203,7 +139,9 @@ def look_over(
     that other connections of this process hold on it (POSIX locks belong to the process).
     """
     if path.stat().st_size < SMALLEST_DATABASE:
-        raise _no_database(location)
+        raise no_database(location)
+    for _ in _files_of(path):
+        pass  # each is a file
     address = f"file:{quote(os.fsencode(path))}?mode=ro{options}"
     engine = create_engine(
         "sqlite://",
@@ -217,7 +155,7 @@ def look_over(
                 _quick_check(connection, location)
     except SQLAlchemyError as error:
         # Left by a crash at the very beginning, a rollback journal needs a writer to undo it.
-        if _sqlite_code(error) != sqlite3.SQLITE_READONLY:
+        if sqlite_code(error) != sqlite3.SQLITE_READONLY:
             raise fault(error, location) from error
         return None
     return found
@@ -226,19 +164,38 @@ def look_over(
 def _quick_check(connection: Connection, location: str) -> None:
     answer = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
     if answer != "ok":
-        raise _damaged(location)
+        raise damaged(location)
 
 
 def _tighten(path: Path) -> None:
     """Take the file and its companions from everyone but its owner; refuse what is not ours."""
     check_writable(path)
+    for descriptor in _files_of(path):
+        if stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o077:
+            # By its descriptor, as in `_make_private`; `fchmod` takes none that opens only a name.
+            Path(f"/proc/self/fd/{descriptor}").chmod(0o600)
+
+
+def _files_of(path: Path) -> Iterator[int]:
+    """Give a descriptor of the file, and of each companion that is there, one after the other.
+
+    OSError: one of them is a link, a pipe or the like, which SQLite would wait for, or the mode
+    of something elsewhere would be changed.
+    """
+    place = path.resolve()  # a state may be a link; SQLite keeps what belongs to it where it leads
     for suffix in SQLITE_SUFFIXES:
-        companion = path.with_name(path.name + suffix)
+        file = place.with_name(place.name + suffix)
         try:
-            if stat.S_IMODE(companion.stat().st_mode) & 0o077:
-                companion.chmod(0o600)
+            # Opening only the name waits for no pipe, and closing that drops no lock of SQLite's.
+            descriptor = os.open(file, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             continue  # it comes and goes with the connections of others
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, f"{file} is not a regular file")
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
 
 def check_writable(path: Path) -> None:
@@ -276,10 +233,15 @@ def _migrated(engine: Engine, location: str) -> Engine:
         reader = engine.execution_options(state_reads_only=True)
         with reader.begin() as connection:
             found = found_version(connection, location)
+            are_out = found == LATEST_VERSION and numbers.are_running_out(connection)
         if found < LATEST_VERSION:
             with engine.begin() as connection:
                 bring_up_to_date(connection, location)
-    except (SQLAlchemyError, ValueError) as error:  # ValueError: a URL that no driver can send
+        if are_out:
+            with engine.begin() as connection:
+                numbers.renumber(connection)
+    except (SQLAlchemyError, sqlite3.Error, ValueError) as error:
+        # ValueError: a URL that no driver can send.
         engine.dispose()
         raise fault(error, location) from error
     except StateError:
@@ -294,9 +256,9 @@ def _use_wal(engine: Engine) -> None:
     while True:
         try:
             _switch_to_wal(engine)
-        except DBAPIError as error:
+        except (DBAPIError, sqlite3.Error) as error:  # the latter of what is asked of it directly
             # SQLite does not wait for other beginners here, whatever its busy time-out.
-            if _sqlite_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+            if sqlite_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
         else:
@@ -312,51 +274,3 @@ def _switch_to_wal(engine: Engine) -> None:
         cursor.close()
     finally:
         raw.close()
-
-
-def _sqlite_code(error: BaseException) -> int | None:
-    """Return SQLite's primary result code, if the error is SQLite's."""
-    cause = getattr(error, "orig", error)
-    code = getattr(cause, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
-
-
-def fault(error: Exception, location: str) -> StateUnreadable:
-    """Return the sentence for what a database or its driver raised."""
-    sentences: dict[int | None, Callable[[], StateUnreadable]] = {
-        sqlite3.SQLITE_BUSY: lambda: StateUnreadable(
-            f"The state {location} was locked by another process for more than {BUSY_SECONDS} s; "
-            "see what holds it (`fuser` names it), then try again"
-        ),
-        sqlite3.SQLITE_FULL: lambda: StateUnreadable(
-            f"There is no space left to write the state {location}; free some and try again"
-        ),
-        sqlite3.SQLITE_NOTADB: lambda: _no_database(location),
-        sqlite3.SQLITE_CORRUPT: lambda: _damaged(location),
-    }
-    known = sentences.get(_sqlite_code(error))
-    return known() if known else cannot_open(location, error)
-
-
-def cannot_open(location: str, error: Exception) -> StateUnreadable:
-    """Return the sentence with the first line of the reason, which names no value and no SQL."""
-    cause = getattr(error, "orig", None) or error
-    reason = cause.strerror if isinstance(cause, OSError) else str(cause).partition("\n")[0]
-    return StateUnreadable(
-        f"The state {location} cannot be used: {reason or type(cause).__name__}; "
-        "mend that, or name another place with the setting `state`"
-    )
-
-
-def _no_database(location: str) -> StateUnreadable:
-    return StateUnreadable(
-        f"The state file {location} is not a database; it was left as it is: "
-        "move it away, or name another place with the setting `state`"
-    )
-
-
-def _damaged(location: str) -> StateUnreadable:
-    return StateUnreadable(
-        f"The state file {location} is damaged and was left as it is: restore it, or move it "
-        "away and begin with a new one; results that are published already stay as they are"
-    )

@@ -2,7 +2,7 @@
 
 Process numbers are reused, containers have numbers of their own, and machines share names. So
 an owner is the machine, its boot, the pid namespace, the process and its start time. Only what
-is certain counts as dead; everything else waits for the lease to end by the clock.
+is certain counts as dead or as living; everything else waits for the lease to end by the clock.
 """
 
 from __future__ import annotations
@@ -13,13 +13,24 @@ import re
 import secrets
 import socket
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from state.records import Task
 
-__all__ = ["Owner", "current_owner", "describe_owner", "is_dead", "is_held"]
+__all__ = [
+    "LONGEST",
+    "Owner",
+    "current_owner",
+    "describe_owner",
+    "is_dead",
+    "is_held",
+    "is_living",
+]
 
+# Who holds a lease renews it within a minute: a longer one is of a clock that was wrong, and so is
+# one that ended longer ago.
+LONGEST = timedelta(days=30)
 PROC = Path("/proc")
 MACHINE_ID = Path("/etc/machine-id")
 # Linux, include/linux/proc_ns.h: PROC_PID_INIT_INO, the namespace outside of all containers.
@@ -80,11 +91,31 @@ def is_dead(owner: str, *, here: str | None = None) -> bool:
     return _is_gone(other.pid, other.started)
 
 
+def is_living(owner: str, *, here: str | None = None) -> bool:
+    """Tell whether the owner certainly lives: another process that `here` (this one) can see.
+
+    If its lease has ended, somebody has stopped it, and it will go on. This process runs: what it
+    let end itself, it works on no more.
+    """
+    other, this = _parsed(owner), _parsed(here or current_owner())
+    if other is None or this is None or not other.boot or not other.namespace:
+        return False
+    places = {(one.host, one.boot, one.namespace) for one in (other, this)}
+    if len(places) > 1 or other.pid == this.pid:
+        return False
+    stat = _process_stat(other.pid)
+    is_same = stat is not None and bool(other.started) and stat.started == other.started
+    return is_same and not _is_gone(other.pid, other.started)
+
+
 def is_held(task: Task, *, now: datetime | None = None) -> bool:
     """Tell whether somebody, who may be alive, works on the task now, or at that time."""
     if task.acquired_by is None or task.acquired_until is None:
         return False
-    return task.acquired_until > (now or datetime.now(UTC)) and not is_dead(task.acquired_by)
+    left = task.acquired_until - (now or datetime.now(UTC))
+    if left > timedelta():
+        return left < LONGEST and not is_dead(task.acquired_by)
+    return -left < LONGEST and is_living(task.acquired_by)
 
 
 def _is_same_machine(one: Owner, other: Owner) -> bool:

@@ -7,8 +7,11 @@ from pathlib import Path
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from state.engine import cannot_open, check_writable, connected, fault, look_over, place_of
-from state.schema import found_version, tasks
+from state.engine import check_writable, look_over
+from state.faults import cannot_open, fault
+from state.migrations import found_version
+from state.places import connected, place_of
+from state.schema import tasks
 
 __all__ = ["look_at"]
 

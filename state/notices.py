@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from state import schema
 from state.records import Notice
-from state.transactions import Database
+from state.slicing import sliced
+from state.transactions import Part
 
-__all__ = ["Notices", "notice_row"]
+__all__ = ["Notices", "drop_notices", "notice_row"]
 
 _NOTICES = schema.notices.c
 
 
-def notice_row(task: int, event: str, *, now: datetime) -> dict[str, object]:
-    """Return the row of a new notice, due at once."""
+def notice_row(
+    task: int, event: str, message: object, exit_code: object, *, now: datetime
+) -> dict[str, object]:
+    """Return the row of a new notice, due at once; message and exit code are of that end."""
     return {
+        "message": message,
+        "exit_code": exit_code,
         "task": task,
         "event": event,
         "key": secrets.token_hex(16),
@@ -29,12 +34,14 @@ def notice_row(task: int, event: str, *, now: datetime) -> dict[str, object]:
     }
 
 
-class Notices:
-    """The part of the store that keeps what is to be announced."""
+def drop_notices(connection: Connection, tasks: Iterable[int]) -> None:
+    """Forget what is still to be announced of tasks: it is so no more."""
+    for some in sliced(sorted(tasks)):
+        connection.execute(schema.notices.delete().where(_NOTICES.task.in_(some)))
 
-    def __init__(self, database: Database, *, clock: Callable[[], datetime]) -> None:
-        self._database = database
-        self._clock = clock
+
+class Notices(Part):
+    """The part of the store that keeps what is to be announced."""
 
     def take_due(self, limit: int, *, claim_seconds: float) -> list[Notice]:
         """Return notices that are due; nobody else gets them before `claim_seconds` are over.
@@ -64,6 +71,8 @@ class Notices:
                     key=row["key"],
                     attempts=row["attempts"],
                     delivered=tuple(row["delivered"].split()),
+                    message=row["message"],
+                    exit_code=row["exit_code"],
                 )
                 for row in rows
             ]
@@ -82,6 +91,19 @@ class Notices:
         with self._database.writing() as connection:
             is_later = _NOTICES.due_at > now
             connection.execute(schema.notices.update().where(is_later).values(due_at=now))
+
+    def wake(self, longest_pause: float) -> int:
+        """Let notices be due at once that are put off for longer than any pause; say how many.
+
+        They were put off by a clock that was ahead, and has been put right since.
+        """
+        now = self._clock()
+        is_astray = _NOTICES.due_at > now + timedelta(seconds=longest_pause)
+        if not self._database.finds(select(_NOTICES.id).where(is_astray)):  # mostly it ends here
+            return 0
+        change = schema.notices.update().where(is_astray).values(due_at=now)
+        with self._database.writing() as connection:
+            return connection.execute(change).rowcount
 
     def remove(self, notice: int) -> None:
         """Forget a notice: it was announced, or given up."""

@@ -9,6 +9,7 @@ import enum
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 __all__ = [
     "Checkpoint",
@@ -18,6 +19,7 @@ __all__ = [
     "Lease",
     "Notice",
     "Phase",
+    "PlannedObject",
     "Polled",
     "Segment",
     "ServiceRecord",
@@ -110,6 +112,8 @@ class Notice:
     key: str  # the same for every attempt
     attempts: int  # that were made
     delivered: tuple[str, ...]  # ways that have worked, and are not tried again
+    message: str | None = None  # the sentence of that end, if it is a failure
+    exit_code: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +160,7 @@ class Checkpoint:
     size: int
     segments: tuple[Segment, ...] = ()
     crc64: str | None = None  # of the whole object, as the store has told it
+    part_id: str | None = None  # by what the part file is known; None: nothing tells it
 
     @property
     def safe_bytes(self) -> int:
@@ -202,3 +207,22 @@ class Lease:
     task: int  # Task.id
     acquired_by: str
     acquired_until: datetime
+
+
+class PlannedObject(Protocol):
+    """What a plan tells of one object: its place in the task's directory, and its identity."""
+
+    @property
+    def name(self) -> str:
+        """Relative POSIX path inside the task's directory."""
+        ...
+
+    @property
+    def bucket(self) -> str:
+        """The bucket it is in."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """Its key, without a link's query."""
+        ...

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Text, cast, select
 
 from state import schema
 from state.lease import is_dead
 from state.records import ServiceRecord
 from state.redaction import guarded_text
-from state.transactions import Database
+from state.transactions import Part
 
 __all__ = ["Services", "is_alive"]
 
@@ -27,12 +27,8 @@ def is_alive(service: ServiceRecord, *, now: datetime) -> bool:
     return service.stopped_at is None and is_heard and not is_dead(service.owner)
 
 
-class Services:
+class Services(Part):
     """The part of the store that knows who works with it."""
-
-    def __init__(self, database: Database, *, clock: Callable[[], datetime]) -> None:
-        self._database = database
-        self._clock = clock
 
     def started(self, owner: str, dest: str) -> None:
         """Remember a service that begins; those that are gone are forgotten."""
@@ -40,7 +36,9 @@ class Services:
         values = {"owner": owner, "started_at": now, "seen_at": now, "dest": dest}
         gone = [one.owner for one in self.list() if not is_alive(one, now=now)]
         with self._database.writing() as connection:
-            connection.execute(schema.services.delete().where(_SERVICES.owner.in_([*gone, owner])))
+            # As it is read: damage can have made bytes of a text.
+            known = cast(_SERVICES.owner, Text)
+            connection.execute(schema.services.delete().where(known.in_([*gone, owner])))
             connection.execute(schema.services.insert().values(values))
 
     def seen(self, owner: str, *, dest: str, condition: str | None) -> None:
@@ -65,9 +63,10 @@ class Services:
     def list(self) -> list[ServiceRecord]:
         """Return the services that are known, the last one seen first."""
         columns = [_SERVICES[field.name] for field in fields(ServiceRecord)]
-        question = select(*columns).order_by(_SERVICES.seen_at.desc())
         with self._database.reading() as connection:
-            return [ServiceRecord(**row) for row in connection.execute(question).mappings()]
+            rows = connection.execute(select(*columns)).mappings()
+            known = [ServiceRecord(**row) for row in rows]
+        return sorted(known, key=lambda service: service.seen_at, reverse=True)
 
 
 def _update(connection: Connection, owner: str, values: Mapping[str, object]) -> bool:

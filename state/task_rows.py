@@ -1,35 +1,32 @@
-"""Rows of tasks and of their histories, as every part of the store reads and writes them."""
+"""Rows of tasks, as every part of the store reads and writes them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from importlib import import_module
-from typing import TypeVar
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, select
 
 from state import schema
 from state.records import Phase, Task
-from state.redaction import guarded, guarded_text
+from state.slicing import sliced
 
 __all__ = [
-    "event_row",
+    "FREE",
+    "change_tasks",
     "insert_missing",
     "insert_task",
     "lock_numbers",
     "lock_tasks",
     "select_tasks",
-    "sliced",
     "tasks_where",
 ]
 
+FREE: dict[str, Any] = {"acquired_by": None, "acquired_until": None}  # of any lease
 TASK_COLUMNS = [schema.tasks.c[field.name] for field in fields(Task)]
-SLICE = 500  # numbers in one question: SQLite takes 32,766, older ones 999
-
-T = TypeVar("T")
 
 
 def select_tasks(
@@ -112,21 +109,8 @@ def _new_row(task_id: str, dest: str, now: datetime) -> dict[str, object]:
     }
 
 
-def event_row(
-    task: int, kind: str, message: str, facts: dict[str, object], *, now: datetime
-) -> dict[str, object]:
-    """Return the row of a line of a task's history, without secrets."""
-    return {
-        "task": task,
-        "at": now,
-        "kind": kind,
-        "message": guarded_text(message),
-        "facts": json.dumps(guarded(facts), allow_nan=False),
-    }
-
-
-def sliced(numbers: Iterable[T]) -> Iterator[Sequence[T]]:
-    """Yield the numbers in pieces that fit into one question."""
-    every = list(numbers)
-    for first in range(0, len(every), SLICE):
-        yield every[first : first + SLICE]
+def change_tasks(connection: Connection, numbers: Sequence[int], values: Mapping[str, Any]) -> None:
+    """Give the tasks these values; they are locked already."""
+    for some in sliced(numbers):
+        change = schema.tasks.update().where(schema.tasks.c.id.in_(some))
+        connection.execute(change.values(**values))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Select
 from sqlalchemy.exc import SQLAlchemyError
 
-from state.engine import fault, open_engine
+from state.engine import open_engine
 from state.errors import StateUnreadable
+from state.faults import fault
 
-__all__ = ["Database"]
+__all__ = ["Database", "Part"]
 
 
 class Database:
@@ -75,9 +77,16 @@ class Database:
         except (SQLAlchemyError, sqlite3.Error) as error:  # the latter where we ask it ourselves
             raise fault(error, self.location) from error
         except (ValueError, TypeError) as error:
-            # A phase, a time or a JSON text in the rows that this program did not write, or a
-            # text that is no Unicode.
+            # What is in the rows is read whatever it is; what comes in may be no Unicode.
             raise StateUnreadable(
-                f"The state {self.location} holds, or was given, a value that it cannot keep "
-                f"({type(error).__name__}); it was left as it is: remove the task and add it anew"
+                f"The state {self.location} was given a value that it cannot keep "
+                f"({type(error).__name__}), and was left as it is: names and paths must be Unicode"
             ) from error
+
+
+class Part:
+    """A part of the store: it asks the same database, at the time of the same clock."""
+
+    def __init__(self, database: Database, *, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._clock = clock

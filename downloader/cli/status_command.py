@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from downloader.cli import known, options, status_views
-from downloader.cli.id_list import checked_ids
 from downloader.cli.running import told
 from downloader.cli.status_screens import Page, Screen, choose_screen
 
@@ -48,7 +47,7 @@ def status(
     with told(), contextlib.ExitStack() as stack:
         from downloader.config import load_settings
 
-        wanted = checked_ids(task_ids or [])
+        wanted = task_ids or []
         location = load_settings(options.given(state=state)).state
         screen = choose_screen(is_redrawn=watch and not json)
         if watch:
@@ -100,7 +99,7 @@ def _table(store: StateStore, *, all_tasks: bool, width: int | None) -> Page:
     tasks = store.find_tasks() if all_tasks else [*_those_that_matter(store)]
     if not tasks:
         return Page(head=head, notes=["No task is known yet."])
-    reasons = [f"{task.task_id}: {printable(task.message)}" for task in tasks if task.message]
+    reasons = [printable(f"{task.task_id}: {task.message}") for task in tasks if task.message]
     summary = status_views.summary(store.agenda.counts(), shown=len(tasks))
     return Page(
         head=head,
@@ -149,4 +148,4 @@ def _print_json(store: StateStore, task_ids: Sequence[str]) -> None:
 
     tasks = known.known_tasks(store, task_ids) if task_ids else store.find_tasks()
     for facts in status_views.json_facts(store, tasks):
-        typer.echo(json_text.dumps(facts, ensure_ascii=False))
+        typer.echo(json_text.dumps(facts))

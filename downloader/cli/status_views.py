@@ -32,7 +32,7 @@ def _row(task: Task, files: Sequence[FileProgress], now: datetime) -> tuple[str,
     from downloader.logs import printable
 
     return (
-        task.task_id,
+        printable(task.task_id),
         _phase(task),
         printable(task.status or "-"),
         str(len(files) or "-"),
@@ -74,11 +74,12 @@ def history(store: StateStore, task: Task, *, now: datetime) -> Iterator[str]:
     from downloader.logs import printable
 
     files = store.progress(task.id)
-    yield f"Task      {task.task_id}"
+    yield f"Task      {printable(task.task_id)}"
     reason = f": {printable(task.message)}" if task.message else ""
     yield f"Phase     {_phase(task)}{reason}"
     asked = "once" if task.polls == 1 else f"{task.polls} times"
-    yield f"Platform  {task.status} (asked {asked})" if task.status else "Platform  not asked"
+    told = f"{printable(task.status)} (asked {asked})" if task.status else "not asked"
+    yield f"Platform  {told}"
     if task.is_watched:
         yield f"Next      {_next(task, now)}{_tries(task)}"
     yield f"Place     {printable(str(task.place))}"
@@ -87,7 +88,8 @@ def history(store: StateStore, task: Task, *, now: datetime) -> Iterator[str]:
         yield f"  {_share(file):>22}  {printable(file.name)}"
     yield "History (UTC)"
     for event in store.list_events(task.id):
-        yield f"  {event.at:%Y-%m-%d %H:%M:%S}  {event.kind:<12} {printable(event.message)}"
+        line = printable(f"{event.kind:<12} {event.message}")
+        yield f"  {event.at:%Y-%m-%d %H:%M:%S}  {line}"
 
 
 def json_facts(store: StateStore, tasks: Sequence[Task]) -> Iterator[dict[str, object]]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from downloader.cli import known, options
-from downloader.cli.id_list import checked_ids, wanted_ids
+from downloader.cli.id_list import wanted_ids
 from downloader.cli.running import told
 from downloader.errors import DestinationTaken, InvalidArgument
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["add", "cancel", "remove", "retry"]
 
 # In one transaction: whoever else writes to the state waits for its end, but not for long.
-ADDED_AT_ONCE = 5000
+CHANGED_AT_ONCE = 5000
 STOPPING_SECONDS = 20.0  # that whoever works on a task may take to hear that it was cancelled
 LOOK_SECONDS = 0.2
 
@@ -53,6 +52,7 @@ WithFiles = Annotated[
 ]
 
 Outcome = tuple["Task", "Wanted"]
+T = TypeVar("T")
 
 
 def add(
@@ -77,7 +77,7 @@ def add(
         flags = options.given(dest=dest, state=state)
         with known.opened(load_settings(flags).state) as store:
             place = _destination(store, flags)
-            outcomes = [_begun_if_gone(store, one) for one in _watched(store, wanted, place)]
+            outcomes = [*_watched(store, wanted, place)]
             _tell_outcomes(outcomes, json=json, quiet=quiet)
             _hint_if_alone(store, outcomes, quiet=quiet)
 
@@ -97,7 +97,7 @@ def retry(
             raise InvalidArgument("Name the tasks to try again, or say --failed")
         with _named(task_ids or [], dest=dest, state=state) as (store, tasks, place):
             wanted = [*tasks, *(_failed(store, place) if failed else ())]
-            outcomes = [(task, store.agenda.retry(task.id)) for task in _once(wanted)]
+            outcomes = [*_tried_again(store, _once(wanted))]
             _tell_outcomes(outcomes, json=json, quiet=quiet)
             if not outcomes and not quiet:
                 typer.echo("No task has failed.", err=True)
@@ -137,11 +137,11 @@ def remove(
     with told(), _named(task_ids, dest=dest, state=state) as (store, tasks, _):
         for task in tasks:
             store.agenda.cancel(task.id)
-            if files:
+            if files and known.is_id(task.task_id):  # else it may lead anywhere
                 _delete_partial(task, quiet=quiet)
             store.forget_task(task.id)
             if not quiet:
-                typer.echo(f"{task.task_id}: removed{_what_stays(task)}", err=True)
+                _say(task, f"removed{_what_stays(task)}")
 
 
 # Which tasks, and where.
@@ -157,11 +157,10 @@ def _named(
     """
     from downloader.config import load_settings
 
-    wanted = checked_ids(task_ids)
     settings = load_settings(options.given(dest=dest, state=state))
     place = None if dest is None else known.absolute(settings.dest)
-    with known.opened_if_there(settings.state, wanted) as store:
-        yield store, known.known_tasks(store, wanted, place), place
+    with known.opened_if_there(settings.state, task_ids) as store:
+        yield store, known.known_tasks(store, task_ids, place), place
 
 
 def _failed(store: StateStore, dest: str | None) -> list[Task]:
@@ -188,22 +187,28 @@ def _destination(store: StateStore, flags: Mapping[str, object]) -> str:
 
 
 def _watched(store: StateStore, task_ids: Sequence[str], dest: str) -> Iterator[Outcome]:
-    remaining = iter(task_ids)
-    while some := list(islice(remaining, ADDED_AT_ONCE)):
-        yield from store.agenda.watch(some, dest)
+    for some in _some_at_a_time(task_ids):
+        yield from _begun_if_gone(store, store.agenda.watch(some, dest))
 
 
-def _begun_if_gone(store: StateStore, outcome: Outcome) -> Outcome:
-    """Begin a published task again whose result was taken away.
+def _tried_again(store: StateStore, tasks: Sequence[Task]) -> Iterator[Outcome]:
+    for some in _some_at_a_time(tasks):
+        yield from zip(some, store.agenda.retry_all([task.id for task in some]), strict=True)
 
-    Where not even the destination is there, as on another host, that cannot be told.
-    """
-    from state import Wanted
 
-    task, wanted = outcome
-    if wanted is not Wanted.PUBLISHED or os.path.lexists(task.place):
-        return outcome
-    return (task, store.agenda.retry(task.id)) if Path(task.dest).is_dir() else outcome
+def _some_at_a_time(every: Sequence[T]) -> Iterator[Sequence[T]]:
+    for first in range(0, len(every), CHANGED_AT_ONCE):
+        yield every[first : first + CHANGED_AT_ONCE]
+
+
+def _begun_if_gone(store: StateStore, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Begin published tasks again whose results were taken away."""
+    from downloader.taken_away import taken_away
+
+    if not (gone := [task.id for task in taken_away(outcomes)]):
+        return [*outcomes]
+    begun = dict(zip(gone, store.agenda.retry_all(gone), strict=True))
+    return [(task, begun.get(task.id, wanted)) for task, wanted in outcomes]
 
 
 def _delete_partial(task: Task, *, quiet: bool) -> None:
@@ -224,7 +229,7 @@ def _delete_partial(task: Task, *, quiet: bool) -> None:
         else:
             return
         if look == 0 and not quiet:
-            typer.echo(f"{task.task_id}: waiting until nobody works on it", err=True)
+            _say(task, "waiting until nobody works on it")
         time.sleep(LOOK_SECONDS)
 
 
@@ -237,20 +242,24 @@ def _tell_outcomes(outcomes: Iterable[Outcome], *, json: bool, quiet: bool) -> N
     for task, outcome in outcomes:
         if json:
             facts = {"task_id": task.task_id, "outcome": outcome.value, "path": str(task.place)}
-            typer.echo(json_text.dumps(facts, ensure_ascii=False))
+            typer.echo(json_text.dumps(facts))
         elif not quiet:
-            typer.echo(f"{task.task_id}: {_sentence(task, outcome)}", err=True)
+            _say(task, _sentence(task, outcome))
+
+
+def _say(task: Task, sentence: str) -> None:
+    from downloader.logs import printable
+
+    typer.echo(printable(f"{task.task_id}: {sentence}"), err=True)
 
 
 def _sentence(task: Task, outcome: Wanted) -> str:
-    from downloader.logs import printable
     from state import Wanted
 
-    place = printable(str(task.place))
     return {
-        Wanted.ADDED: f"will be fetched into {place}",
+        Wanted.ADDED: f"will be fetched into {task.place}",
         Wanted.WATCHED: "is watched already",
-        Wanted.PUBLISHED: f"is published already, in {place}",
+        Wanted.PUBLISHED: f"is published already, in {task.place}",
         Wanted.AT_WORK: "is being worked on right now",
         Wanted.CANCELLED: "cancelled; what was received is kept",
         Wanted.ENDED: f"had ended already ({task.phase.value})",
@@ -271,8 +280,7 @@ def _hint_if_alone(store: StateStore, outcomes: Sequence[Outcome], *, quiet: boo
 
 
 def _what_stays(task: Task) -> str:
-    from downloader.logs import printable
     from downloader.publish import ResultDirectory
 
     partial = ResultDirectory(Path(task.dest), task.task_id).partial
-    return f"; what was received stays in {printable(str(partial))}" if partial.is_dir() else ""
+    return f"; what was received stays in {partial}" if partial.is_dir() else ""

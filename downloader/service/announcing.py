@@ -21,6 +21,7 @@ MAX_AT_WORK = 4
 MAX_ATTEMPTS = 8
 FIRST_PAUSE_SECONDS = 30.0
 MAX_PAUSE_SECONDS = 3600.0
+PAUSES = 2.0  # times the longest pause: what lies further ahead was put off by a wrong clock
 MARGIN_SECONDS = 60.0  # beyond what two ways may take, until a notice is taken for forgotten
 
 logger = logging.getLogger(__name__)
@@ -40,11 +41,20 @@ class Announcing:
             self._running.add(running)
             running.add_done_callback(self._running.discard)
 
+    @property
+    def _claim_seconds(self) -> float:
+        return 2 * self._equipment.settings.hook_timeout + MARGIN_SECONDS
+
     async def _take_due(self, limit: int) -> list[Notice]:
-        claim_seconds = 2 * self._equipment.settings.hook_timeout + MARGIN_SECONDS
+        claim_seconds = self._claim_seconds
         return await self._equipment.store.run(
             lambda store: store.notices.take_due(limit, claim_seconds=claim_seconds)
         )
+
+    async def wake(self) -> None:
+        """Announce what a clock that was ahead has put off, now that it was put right."""
+        longest = PAUSES * max(self._claim_seconds, MAX_PAUSE_SECONDS)
+        await self._equipment.store.run(lambda store: store.notices.wake(longest))
 
     async def settled(self) -> None:
         """Return once nothing is being announced."""
@@ -139,7 +149,7 @@ def _announcement(task: Task, notice: Notice) -> Announcement:
         task_id=task.task_id,
         path=path,
         manifest=path / MANIFEST_NAME if is_complete else None,
-        message=None if is_complete else task.message,
-        exit_code=0 if is_complete else task.exit_code or 1,
+        message=None if is_complete else notice.message,
+        exit_code=0 if is_complete else notice.exit_code or 1,
         attempt=notice.attempts + 1,
     )

@@ -7,19 +7,24 @@ import logging
 from collections import deque
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+from downloader.concurrency import in_thread
 from downloader.errors import (
     BadTaskResult,
+    DiskError,
     DownloaderError,
     PlatformError,
     PlatformUnavailable,
     TaskFailed,
     UsageError,
 )
+from downloader.fetch import NOT_ASKED
 from downloader.holding import LEASE_SECONDS
 from downloader.logs import facts
 from downloader.polling import not_ready, status_of
+from downloader.publish import ResultDirectory
 from downloader.retry import pause_seconds
 from downloader.service.bringing import Bringing
 from downloader.service.equipment import Equipment
@@ -31,6 +36,8 @@ ASKED = (16, 256)  # tasks at a time: at least and at the most
 ASKED_SECONDS = 2.0  # as many as can be asked in that time, within those bounds
 MAX_PARKED = 1000  # numbers of tasks that wait for a place, which are called when one is free
 PARKED_SECONDS = 300.0  # until such a task is looked at again in any case
+LONGEST_PAUSE = 3600.0  # seconds: what a wish of the platform or a failed attempt may come to
+PAUSES = 2.0  # times the longest pause: what lies further ahead was put off by a wrong clock
 TELLING_GAPS = 2.0  # times the longest pause: a poll that comes later tells little
 REFUSALS = 5  # in a row of one task, while the platform answers for others
 
@@ -64,6 +71,15 @@ class Asking:
         )
         for task in due:
             self._asked[task.id] = asyncio.ensure_future(self._ask(task))
+
+    async def wake(self) -> None:
+        """Ask for what a clock that was ahead has put off, now that it was put right."""
+        longest = PAUSES * max(self._equipment.settings.poll_max_interval, LONGEST_PAUSE)
+        count = await self._equipment.store.run(lambda store: store.agenda.wake(longest))
+        if count:
+            logger.warning(
+                "Asking for tasks that a clock ahead of time had put off", extra=facts(tasks=count)
+            )
 
     @property
     def _places(self) -> int:
@@ -113,6 +129,10 @@ class Asking:
             del self._asked[task.id]
 
     async def _ask_or_tell(self, task: Task) -> None:
+        # The platform's word counts no more: it forgets tasks, and may change its mind.
+        if task.phase is not Phase.WAITING and await in_thread(_is_published, task):
+            await self._bring_or_park(task, NOT_ASKED)
+            return
         try:
             answer = await self._equipment.api.task_result(task.task_id)
             status = status_of(task.task_id, answer)
@@ -151,16 +171,20 @@ class Asking:
         seconds = self._seconds_taken(task)
         if seconds is not None and task.ready_after_seconds is None:
             equipment.pace.learn(seconds)
-        await equipment.store.run(
-            lambda store: store.agenda.record_ready(task.id, "SUCCESS", seconds=seconds)
-        )
-        if await equipment.store.run(
-            lambda store: store.agenda.unwatched_among({task.id}, owner=equipment.owner)
+        if not await equipment.store.run(
+            lambda store: store.agenda.record_ready(
+                task.id, equipment.owner, "SUCCESS", seconds=seconds
+            )
         ):
             return  # cancelled or removed meanwhile, or somebody else's by now
         if (why := await equipment.rooms.why_not(task.dest)) is not None:
             await self._bringing.pause(task, why)
-        elif self._bringing.free_places < 1 or not self._bringing.begin(task, result):
+        else:
+            await self._bring_or_park(task, result)
+
+    async def _bring_or_park(self, task: Task, result: object) -> None:
+        equipment = self._equipment
+        if self._bringing.free_places < 1 or not self._bringing.begin(task, result):
             self._parked.append(task.id)
             due_at = equipment.clock() + timedelta(seconds=PARKED_SECONDS)
             await equipment.store.run(
@@ -232,3 +256,18 @@ class Asking:
         if not 0 <= gap <= TELLING_GAPS * self._equipment.settings.poll_max_interval:
             return None
         return before + gap / 2
+
+
+def _is_published(task: Task) -> bool:
+    """Tell whether a task's result is there, as after a fetch, or a crash behind the rename.
+
+    Where the disk does not tell, whoever brings the task shall: it is no reason to ask.
+    """
+    try:
+        place = ResultDirectory(Path(task.dest), task.task_id)
+        manifest = place.published()
+        return manifest is not None and not place.missing_or_short(manifest)
+    except (DiskError, OSError):
+        return True
+    except DownloaderError:  # what is there is no result, or a damaged one
+        return False

@@ -116,8 +116,7 @@ class Bringing:
         except asyncio.CancelledError:
             await self._stopped(job)
         except (RecordMissing, TaskCancelled):
-            job.stopped_because = "removed"
-            await self._stopped(job)
+            await self._not_found(job)
         except (DownloaderError, StateError) as error:
             await self._failed(job, error)
         except Exception as error:
@@ -152,6 +151,20 @@ class Bringing:
             await self._equipment.store.run(
                 lambda store: store.agenda.confirm_cancelled(job.task.id)
             )
+
+    async def _not_found(self, job: _Job) -> None:
+        """Take leave of a task that was removed; one that is still there is to be so."""
+        equipment, task = self._equipment, job.task
+        job.stopped_because = "removed"
+        await self._stopped(job)
+        if not await equipment.store.run(
+            lambda store: store.agenda.unwatched_among({task.id}, owner=equipment.owner)
+        ):
+            error = StateError(
+                f"The record of task {task.task_id} is damaged: it is not found by its id and its "
+                "destination; remove the task, and add it anew"
+            )
+            await self.end(task, error)
 
     async def _failed(self, job: _Job, error: Exception) -> None:
         attempts = self._equipment.settings.task_attempts

@@ -109,6 +109,7 @@ class Service:
     async def take_up(self) -> None:
         """Begin to work with this state: give back what the dead have left, learn, be known."""
         equipment = self.equipment
+        await self._put_right()
         released = await equipment.store.run(lambda store: store.agenda.release_dead())
         if released:
             logger.info("Going on with what was left", extra=facts(tasks=len(released)))
@@ -120,6 +121,11 @@ class Service:
         await equipment.store.run(
             lambda store: store.services.started(equipment.owner, equipment.dest)
         )
+
+    async def _put_right(self) -> None:
+        count = await self.equipment.store.run(lambda store: store.put_right())
+        if count:
+            logger.warning("Put damaged records of the state right", extra=facts(records=count))
 
     async def reload(self, load: Callable[[], Settings]) -> None:
         """Go on with the settings as they are now; with the old ones if they cannot be used."""
@@ -230,6 +236,8 @@ class Service:
         await self._give_back(held - self._in_hand - before)
         await self._be_seen()
         await equipment.store.run(lambda store: store.agenda.release_dead())
+        await self.asking.wake()
+        await self.announcing.wake()
 
     async def _be_seen(self) -> None:
         """Tell others, by the state, that we live, and what keeps us from working."""
@@ -276,6 +284,7 @@ class Service:
 
     async def upkeep(self) -> None:
         """Forget what ended long ago, and let the database tidy itself."""
+        await self._put_right()
         equipment, count = self.equipment, 0
         than = equipment.clock() - timedelta(seconds=equipment.settings.keep_history)
         while some := await equipment.store.run(

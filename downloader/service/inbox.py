@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import chain, count, islice
+from itertools import chain, count
 from pathlib import Path
 
 from downloader.errors import DiskError, InvalidTaskId
@@ -42,6 +42,7 @@ REASON_SUFFIX = ".reason.txt"
 UNFINISHED_SUFFIXES = (".tmp", ".part", ".partial", "~")
 MAX_BYTES = 1024**2
 MAX_ORDERS = 1000  # of one scan
+MAX_IDS = 100_000  # after which a scan takes no further file: one has some 260,000 at most
 MAX_NAME_BYTES = 200  # a file system's 255, less what is put behind a name
 SETTLED_SECONDS = 1.0
 CUT_OFF_SECONDS = 60.0
@@ -125,9 +126,7 @@ class Inbox:
         try:
             with _directory(self.folder) as folder:
                 self._seen = self._sights(folder)
-                names = sorted(self._seen, key=lambda name: (name in self._stuck, name))
-                orders = (self._order(folder, name) for name in names)
-                found = list(islice((order for order in orders if order), self._most))
+                found = self._orders(folder)
         except OSError as error:
             self._seen = {}
             problem = self._unusable(error, "read")
@@ -164,6 +163,19 @@ class Inbox:
                 since = before.since if before is not None and is_again else self._clock()
                 sights[name] = _Sight(look, since, is_again)
         return sights
+
+    def _orders(self, folder: int) -> list[Order]:
+        """Return the orders that are ready, as many as the memory will bear at once."""
+        found: list[Order] = []
+        ids = 0
+        for name in sorted(self._seen, key=lambda name: (name in self._stuck, name)):
+            order = self._order(folder, name)
+            if order is not None:
+                found.append(order)
+                ids += len(order.task_ids)
+            if len(found) >= self._most or ids >= MAX_IDS:
+                break
+        return found
 
     def _order(self, folder: int, name: str) -> Order | None:
         """Return what a file asks for, or None if it is not ready."""

@@ -9,6 +9,8 @@ from downloader.errors import DiskError
 from downloader.logs import facts
 from downloader.service.equipment import Equipment
 from downloader.service.inbox import Inbox, Order
+from downloader.taken_away import taken_away
+from downloader.units import listed
 from state import Wanted
 
 __all__ = ["Intake"]
@@ -54,9 +56,17 @@ class Intake:
         outcomes = await self._equipment.store.run(
             lambda store: store.agenda.watch(order.task_ids, dest, source=source)
         )
+        if gone := [task.id for task in await in_thread(taken_away, outcomes)]:
+            await self._equipment.store.run(lambda store: store.agenda.retry_all(gone))
         added = sum(outcome is Wanted.ADDED for _, outcome in outcomes)
         logger.info(
             "Took a file of the inbox",
-            extra=facts(file=order.path, tasks=len(outcomes), added=added),
+            extra=facts(file=order.path, tasks=len(outcomes), added=added, begun_again=len(gone)),
         )
+        published = {task.id: task.task_id for task, one in outcomes if one is Wanted.PUBLISHED}
+        if there := [name for number, name in published.items() if number not in gone]:
+            logger.info(
+                "Published already, and left alone",
+                extra=facts(file=order.path, tasks=listed(there)),
+            )
         await in_thread(inbox.accept, order)

@@ -10,7 +10,6 @@ import hashlib
 import hmac
 import io
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -24,10 +23,11 @@ from yarl import URL
 
 from downloader._version import __version__
 from downloader.concurrency import in_thread
-from downloader.errors import InvalidSettings
+from downloader.errors import DestinationTaken, InvalidSettings
 from downloader.hook_rules import check_webhook
 from downloader.logs import one_line, scrubbed
-from downloader.network import is_lasting_refusal, proxy_for, refused_by_proxy, untrusted
+from downloader.manifest import manifest_bytes
+from downloader.network import is_lasting_refusal, proxy_for, reason, refused_by_proxy, untrusted
 from downloader.retry import retry_after_seconds
 from downloader.service.announcement import Announcement, Delivery
 from downloader.units import plain_seconds
@@ -83,7 +83,7 @@ class Webhook:
         except aiohttp.ClientConnectorCertificateError as error:
             return self._failed(f"was not told: {untrusted(error)}")
         except (aiohttp.ClientError, OSError) as error:
-            return self._failed(f"could not be told: {_reason(error)}")
+            return self._failed(f"could not be told: {reason(error)}")
 
     def _request(self, announcement: Announcement) -> tuple[bytes, dict[str, str]]:
         """Return the body, and the headers that belong to it; blocks."""
@@ -184,12 +184,10 @@ def _body(announcement: Announcement, *, at: datetime) -> bytes:
 
 
 def _content(manifest: Path) -> object:
-    """Return what the manifest says; None if it is too large, or not there any more."""
+    """Return what the manifest says; None if it is too large, no file, or not there any more."""
     try:
-        with manifest.open("rb") as file:
-            text = file.read(MAX_MANIFEST_BYTES + 1)
-        return json.loads(text) if len(text) <= MAX_MANIFEST_BYTES else None
-    except (OSError, ValueError, RecursionError):
+        return json.loads(manifest_bytes(manifest, most=MAX_MANIFEST_BYTES))
+    except (OSError, DestinationTaken, ValueError, RecursionError):
         return None
 
 
@@ -219,13 +217,3 @@ def _private_pieces(url: str, secret: str | None) -> re.Pattern[str]:
     pieces = {form for piece in raw for form in (piece, unquote(piece))}
     long = sorted((piece for piece in pieces if len(piece) >= PRIVATE_LENGTH), key=len)
     return re.compile("|".join(map(re.escape, reversed(long))) or r"(?!)", re.IGNORECASE)
-
-
-def _reason(error: BaseException) -> str:
-    """Say why a connection failed without quoting anything that could hold the address."""
-    inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(inner, ConnectionError) and inner.errno:
-        return os.strerror(inner.errno)  # asyncio's own words for it repeat the address
-    if isinstance(inner, OSError) and inner.strerror:
-        return inner.strerror
-    return type(error).__name__

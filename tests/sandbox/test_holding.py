@@ -7,8 +7,8 @@ import pytest
 from fetch_helpers import Heard
 
 from downloader import holding
-from downloader.errors import DestinationTaken
-from downloader.holding import claim_or_follow, keep_lease
+from downloader.errors import DestinationTaken, TaskCancelled
+from downloader.holding import claim_or_follow, keep_lease, why_lost
 from downloader.retry import without_waiting
 from state import (
     AsyncStore,
@@ -88,6 +88,31 @@ async def test_a_lease_that_is_somebody_elses_ends_the_fetch(store, task):
     await store.call(StateStore.acquire, task.id, current_owner(), 60)
     with pytest.raises(DestinationTaken, match="t1"):
         await keep_lease(task, store=store, owner=current_owner())
+
+
+STARTED = ("started", "Fetching", {})
+
+
+@pytest.mark.parametrize("entered", [None, Phase.TRANSFERRING])
+async def test_a_cancelled_fetch_says_so_whatever_phase_it_has_entered_since(store, task, entered):
+    await store.call(StateStore.acquire, task.id, current_owner(), 60)
+    await store.run(lambda state: state.set_phase(task.id, Phase.WAITING, told=STARTED))
+    await store.run(lambda state: state.agenda.cancel(task.id))
+    if entered is not None:
+        await store.call(StateStore.set_phase, task.id, entered)
+    assert isinstance(await why_lost(task, store=store), TaskCancelled)
+
+
+@pytest.mark.parametrize("phase", [Phase.FAILED, Phase.WAITING, Phase.PUBLISHED])
+async def test_what_another_has_ended_was_taken_over_and_not_cancelled(store, task, phase):
+    """Also where somebody had cancelled it long before."""
+    await store.run(lambda state: state.agenda.cancel(task.id))
+    for owner in (current_owner(), current_owner()):
+        await store.call(StateStore.acquire, task.id, owner, -1)
+        await store.run(lambda state: state.set_phase(task.id, Phase.WAITING, told=STARTED))
+    await store.call(StateStore.set_phase, task.id, phase)
+    await store.call(StateStore.release, task.id, owner)
+    assert isinstance(await why_lost(task, store=store), DestinationTaken)
 
 
 async def test_a_free_task_is_claimed_at_once(store, task):

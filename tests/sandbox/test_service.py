@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 from fetch_helpers import NOTES, TBI, VCF, Heard
 from service_helpers import happens
+from sqlalchemy import text
 
 from downloader.fetch import fetch_task
 from downloader.polling import PollOptions
@@ -19,6 +20,16 @@ from state.agenda import Agenda
 pytest_plugins = ["service_helpers"]
 
 KEY = "run/a.vcf.gz"
+
+
+async def damage(rig, statement, **values):
+    """Write to the state as nobody should."""
+
+    def write(store):
+        with store._database.writing() as connection:
+            connection.execute(text(statement), values)
+
+    await rig.store.run(write)
 
 
 class TestTheStory:
@@ -88,6 +99,54 @@ class TestFetchesBeside:
         task = await rig.task(task_id)
         assert (task.phase, task.due_at) == (Phase.PUBLISHED, None)
         assert (await rig.kinds(task_id)).count("published") == 1
+
+    @pytest.mark.parametrize("word", ["FAILURE", "PENDING"])
+    async def test_what_a_fetch_has_brought_is_settled_whatever_the_platform_says(self, rig, word):
+        """It says PENDING of ids that it has forgotten."""
+        task_id = await rig.add(states=("SUCCESS", word))
+        await fetch_beside(rig, task_id)
+        calls = len(rig.sandbox.platform.calls)
+        for _ in range(2):
+            await rig.ask()
+            await rig.service.bringing.settled()
+        task = await rig.task(task_id)
+        assert (task.phase, task.due_at) == (Phase.PUBLISHED, None)
+        assert len(rig.sandbox.platform.calls) == calls
+        [notice] = await rig.store.run(lambda store: store.notices.take_due(9, claim_seconds=60))
+        assert notice.event == "complete"
+
+    @pytest.mark.parametrize("phase", [Phase.TRANSFERRING, Phase.VERIFYING, Phase.RETRYING])
+    async def test_what_was_published_by_a_process_that_died_then_is_settled(self, rig, phase):
+        task_id = await rig.add(states=("SUCCESS", "FAILURE"))
+        await fetch_beside(rig, task_id)
+        number = (await rig.task(task_id)).id
+        await rig.store.run(lambda store: store.set_phase(number, phase))
+        await rig.rest()
+        task = await rig.task(task_id)
+        assert (task.phase, task.due_at) == (Phase.PUBLISHED, None)
+        assert task.published_at is not None
+
+    async def test_what_is_published_waits_for_a_place_like_any_other(self, rig, monkeypatch):
+        task_id = await rig.add(states=("SUCCESS", "FAILURE"))
+        await fetch_beside(rig, task_id)
+        with monkeypatch.context() as full:
+            none = rig.settings.model_copy(update={"parallel_tasks": 0})
+            full.setattr(rig.equipment, "settings", none)
+            await rig.ask()
+        task = await rig.task(task_id)
+        assert (task.phase, task.acquired_by) == (Phase.PUBLISHED, None)
+        assert task.due_at > rig.clock()
+        await rig.rest()
+        assert (await rig.task(task_id)).due_at is None
+
+    async def test_of_a_damaged_result_the_platform_is_asked(self, rig):
+        task_id = await rig.add(states=("SUCCESS", "PENDING", "SUCCESS"))
+        await fetch_beside(rig, task_id)
+        (rig.final(task_id) / "a.vcf.gz").unlink()
+        await rig.rest()
+        assert (await rig.task(task_id)).phase is Phase.WAITING
+        await rig.until(lambda: is_published(rig, task_id))
+        assert (rig.final(task_id) / "a.vcf.gz").read_bytes() == VCF
 
     async def test_a_task_that_a_fetch_holds_is_left_to_it(self, rig):
         task_id = await rig.add()
@@ -274,6 +333,32 @@ class TestThePlatform:
         await rig.rest()
         assert (await rig.task(task_id)).phase is Phase.PUBLISHED
 
+    async def test_a_task_whose_place_was_damaged_is_given_up_and_others_are_not(self, rig):
+        """Its fetch does not find it: it would be begun again, in vain, for ever."""
+        lost, other = await rig.add(), await rig.add()
+        number = (await rig.task(lost)).id
+        await damage(rig, "UPDATE tasks SET dest = dest || '/lost/' WHERE id = :task", task=number)
+        await rig.rest()
+        task = await rig.task(lost)
+        assert (task.phase, task.is_watched) == (Phase.FAILED, False)
+        assert "is damaged" in task.message
+        assert not (rig.dest / "lost").exists()
+        assert (await rig.task(other)).phase is Phase.PUBLISHED
+
+    async def test_a_task_whose_time_was_damaged_is_not_passed_over_for_ever(self, rig):
+        """In SQLite, a text that is no time is later than every time."""
+        first = await rig.add()
+        await damage(rig, "UPDATE tasks SET due_at = 'yesterday', phase = 'astonished'")
+        await rig.ask()
+        assert rig.service.bringing.tasks == set()
+        await rig.service.upkeep()
+        await rig.rest()
+        assert rig.final(first).exists()
+        second = await rig.add()
+        await damage(rig, "UPDATE tasks SET due_at = x'00' WHERE phase = 'waiting'")
+        await (await rig.another()).rest()
+        assert rig.final(second).exists()
+
     async def test_an_answer_that_the_state_does_not_take_is_asked_for_again(
         self, rig, monkeypatch, caplog
     ):
@@ -351,6 +436,18 @@ class TestInAndOut:
         await rig.rest()
         assert (await rig.task(first)).phase is Phase.PUBLISHED
         assert (await rig.task(second)).phase is Phase.PUBLISHED
+
+
+class TestClocks:
+    async def test_a_clock_that_was_ahead_and_is_put_right_makes_no_task_sleep(self, rig, caplog):
+        rig.clock.move(30 * 86400 - 3600)
+        task_id = await rig.add(states=("PENDING", "SUCCESS"))
+        await rig.ask()
+        rig.clock.move(-30 * 86400)
+        await rig.service.heartbeat()
+        await rig.rest()
+        assert (await rig.task(task_id)).phase is Phase.PUBLISHED
+        assert any("clock" in record.message for record in caplog.records)
 
 
 class TestStoppingAndStarting:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import shutil
 import sys
 from datetime import datetime, timedelta
 
@@ -98,6 +99,31 @@ class TestCommands:
         events = await rig.events(task_id)
         assert events[-2].facts["exit_code"] == 7
 
+    async def test_a_failure_that_is_none_any_more_is_not_told_after_the_completion(
+        self, rig, hook
+    ):
+        hook.broken.touch()
+        task_id = await rig.add(states=("FAILURE", "SUCCESS"))
+        await rig.rest()
+        await rig.retry(task_id)
+        hook.broken.unlink()
+        await rig.rest()
+        await rig.live(7200, step=600)
+        assert [told["BGE_EVENT"] for told in hook.told] == ["failure", "complete"]
+
+    async def test_a_clock_that_was_ahead_and_is_put_right_keeps_nothing_from_being_told(
+        self, rig, hook
+    ):
+        hook.broken.touch()
+        rig.clock.move(30 * 86400 - 3600)
+        await rig.add(states=("FAILURE",))
+        await rig.rest()
+        hook.broken.unlink()
+        rig.clock.move(-30 * 86400)
+        await rig.service.heartbeat()
+        await rig.rest()
+        assert [told["BGE_ATTEMPT"] for told in hook.told] == ["1", "2"]
+
     async def test_it_is_given_up_after_so_many_attempts(self, rig, hook):
         hook.broken.touch()
         await rig.add()
@@ -166,6 +192,24 @@ class TestInbox:
         await rig.rest()
         assert (await rig.task(task_id)).phase is Phase.PUBLISHED
         assert (tmp_path / "inbox/accepted" / task_id).exists()
+
+    async def test_what_is_published_is_left_alone_and_said_and_begun_again_once_it_is_gone(
+        self, rig, tmp_path, caplog
+    ):
+        caplog.set_level(logging.INFO)
+        task_id = rig.sandbox.add_task({"a/b.vcf.gz": VCF}, states=("SUCCESS",))
+        for name, is_again in [("first", True), ("second", False), ("third", True)]:
+            await self.look(rig)
+            (tmp_path / "inbox" / f"{name}.txt").write_text(f"{task_id}\n")
+            await self.look(rig)
+            task = await rig.task(task_id)
+            assert (task.phase is Phase.WAITING) == is_again
+            told = [record.message for record in caplog.records if "already" in record.message]
+            assert len(told) == (name != "first")
+            await rig.rest()
+            assert (rig.final(task_id) / "b.vcf.gz").read_bytes() == VCF
+            if name == "second":
+                shutil.rmtree(rig.final(task_id))
 
     async def test_what_lists_no_tasks_is_put_aside_with_the_reason(self, rig, tmp_path, caplog):
         await self.look(rig)

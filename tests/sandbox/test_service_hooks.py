@@ -462,18 +462,28 @@ async def test_a_manifest_of_thousands_of_files_is_sent_whole(receiver, announce
     assert json.loads(receiver.body)["manifest"] == content
 
 
-@pytest.mark.parametrize("content", [" " * 1025 + "{}", "{", None])
-async def test_a_manifest_that_is_too_large_damaged_or_gone_is_only_named(
+@pytest.mark.parametrize("content", [" " * 1025 + "{}", "{", None, "a link"])
+async def test_a_manifest_that_is_too_large_damaged_gone_or_a_link_is_only_named(
     receiver, announcement, monkeypatch, content
 ):
     monkeypatch.setattr(webhook, "MAX_MANIFEST_BYTES", 1024)
     announcement.manifest.unlink()
-    if content is not None:
+    if content == "a link":
+        elsewhere = announcement.manifest.with_name("elsewhere.json")
+        elsewhere.write_text('{"nobody": "knows"}')
+        announcement.manifest.symlink_to(elsewhere)
+    elif content is not None:
         announcement.manifest.write_text(content)
     assert (await posted(receiver.url, announcement)).is_done
     told = json.loads(receiver.body)
     assert told["manifest"] is None
     assert told["manifest_path"] == str(announcement.manifest)
+
+
+async def test_a_manifest_that_would_unpack_to_much_more_is_only_named(receiver, announcement):
+    announcement.manifest.write_bytes(b"[" + b"{}," * 500_000 + b"{}]")
+    assert (await posted(receiver.url, announcement)).is_done
+    assert json.loads(receiver.body)["manifest"] is None
 
 
 @pytest.mark.parametrize(
@@ -642,7 +652,7 @@ async def test_a_receiver_that_nobody_vouches_for_is_not_told(announcement, tmp_
 async def test_a_receiver_that_speaks_no_tls_is_told_apart(receiver, announcement):
     delivery = await posted(receiver.url.replace("http:", "https:"), announcement)
     assert (delivery.is_done, delivery.may_help_again) == (False, True)
-    assert "could not be told: [SSL: " in delivery.summary
+    assert "could not be told: what answers there speaks no TLS" in delivery.summary
 
 
 def certificate(directory):

@@ -62,6 +62,13 @@ def dead():
     return said.stdout.strip()
 
 
+@pytest.fixture
+def living(start_python):
+    """Give the owner that another process of this machine calls itself, which lives."""
+    code = "import sys; from state import current_owner; print(current_owner(), flush=True)"
+    return start_python(f"{code}; sys.stdin.read()").stdout.readline().strip()
+
+
 def watch(agenda, *task_ids, dest="/data"):
     """Watch tasks; return their numbers."""
     return [task.id for task, _ in agenda.watch(task_ids, dest)]
@@ -174,6 +181,21 @@ def test_what_somebody_works_on_is_not_begun_again(store, agenda, held):
     before = store.get_task(task)
     assert agenda.retry(task) is Wanted.AT_WORK
     assert store.get_task(task) == before
+
+
+def test_many_tasks_are_tried_again_at_once_and_each_tells_what_came_of_it(store, agenda, clock):
+    tasks, owner = watch(agenda, *(f"t-{number}" for number in range(1200))), current_owner()
+    [held] = take(agenda, owner, limit=1)
+    for task in tasks[1:3]:
+        store.set_phase(task, Phase.FAILED, message="Lost.", exit_code=1)
+    store.forget_task(tasks[-1])
+    outcomes = agenda.retry_all(tasks)
+    assert held == tasks[0]
+    assert outcomes == [Wanted.AT_WORK, *[Wanted.ADDED] * 1198, Wanted.ENDED]
+    assert {store.get_task(task).phase for task in tasks[1:3]} == {Phase.WAITING}
+    assert kinds(store, tasks[1]) == ["added", "retried"]
+    assert kinds(store, held) == ["added"]
+    assert agenda.retry_all([]) == []
 
 
 def test_whoever_let_its_lease_end_cannot_end_what_was_begun_again(store, agenda, held, clock):
@@ -295,6 +317,41 @@ def test_a_task_that_is_held_is_taken_by_nobody_until_its_lease_ends(agenda, hel
     assert agenda.renew_all(owner, LEASE) == set()
 
 
+def test_what_a_stopped_process_holds_is_taken_by_nobody_and_holds_up_no_other(
+    agenda, clock, living
+):
+    """It is the most urgent one for as long as that process is stopped."""
+    tasks = watch(agenda, "stopped")
+    assert take(agenda, living) == tasks
+    tasks += watch(agenda, "other")
+    clock.advance(10 * LEASE)
+    assert take(agenda, current_owner(), limit=1) == tasks[1:]
+    assert take(agenda, current_owner(), limit=1) == []
+    assert agenda.renew_all(living, LEASE) == {tasks[0]}
+
+
+def test_what_a_clock_that_was_ahead_has_put_off_is_due_at_once(store, agenda, held, clock):
+    task, owner = held
+    [asked, mine] = watch(agenda, "asked", "mine")
+    assert take(agenda, owner) == [asked, mine]
+    clock.advance(365 * 86400)
+    agenda.record_polls(owner, [Polled(task=asked, status="PENDING", due_at=soon(clock, 60))])
+    agenda.put_off(task, owner, soon(clock, 60))
+    clock.advance(-365 * 86400)
+    assert take(agenda, owner) == []
+    assert agenda.wake(366 * 86400) == 0
+    assert agenda.wake(7200) == 2
+    assert sorted(take(agenda, owner)) == [task, asked]
+    assert store.get_task(mine).due_at == AT_ONCE
+
+
+def test_no_ordinary_pause_is_cut_short(store, agenda, held, clock):
+    task, owner = held
+    agenda.put_off(task, owner, soon(clock, 7200))
+    assert agenda.wake(7200) == 0
+    assert store.get_task(task).due_at == soon(clock, 7200)
+
+
 def test_the_task_comes_with_its_new_holder(agenda, task, clock):
     owner = current_owner()
     [taken] = agenda.take_due(owner, 1, lease_seconds=LEASE)
@@ -357,13 +414,27 @@ def test_a_poll_of_what_is_somebody_elses_by_now_is_left_out(store, agenda, held
 
 
 def test_a_ready_task_keeps_how_long_it_took_the_first_time(store, agenda, held, clock):
-    task, _ = held
-    agenda.record_ready(task, "SUCCESS", seconds=None)
+    task, owner = held
+    assert agenda.record_ready(task, owner, "SUCCESS", seconds=None)
     assert store.get_task(task).ready_after_seconds is None
-    agenda.record_ready(task, "SUCCESS", seconds=12.5)
-    agenda.record_ready(task, "SUCCESS", seconds=99)
+    agenda.record_ready(task, owner, "SUCCESS", seconds=12.5)
+    agenda.record_ready(task, owner, "SUCCESS", seconds=99)
     found = store.get_task(task)
     assert (found.ready_after_seconds, found.polls, found.asked_at) == (12.5, 3, clock())
+
+
+def test_an_answer_about_a_task_that_is_its_askers_no_more_is_not_kept(store, agenda, held, clock):
+    """Another one has it by now, or nobody wants it: what became of it since is not undone."""
+    task, owner = held
+    clock.advance(LEASE)
+    [mine] = take(agenda, "another")
+    before = store.get_task(mine)
+    assert not agenda.record_ready(task, owner, "SUCCESS", seconds=1)
+    assert store.get_task(task) == before
+    agenda.cancel(task)
+    before = store.get_task(task)
+    assert not agenda.record_ready(task, "another", "SUCCESS", seconds=1)
+    assert store.get_task(task) == before
 
 
 @pytest.mark.parametrize(("phase", "tries"), [(Phase.WAITING, 0), (Phase.RETRYING, 2)])
@@ -372,7 +443,8 @@ def test_failures_to_ask_are_forgotten_by_an_answer_and_others_are_not(
 ):
     (task, owner), agenda = held, store.agenda
     agenda.put_off(task, owner, clock(), phase=phase, tries=2)
-    agenda.record_ready(task, "SUCCESS", seconds=None)
+    take(agenda, owner)
+    agenda.record_ready(task, owner, "SUCCESS", seconds=None)
     assert store.get_task(task).tries == tries
 
 
@@ -528,8 +600,11 @@ def test_tasks_are_counted_by_their_phases(store, agenda, held):
 
 
 def test_the_last_durations_come_the_oldest_first(agenda):
-    for number, task in enumerate(watch(agenda, *"abcd")):
-        agenda.record_ready(task, "SUCCESS", seconds=None if number == 2 else number + 0.5)
+    tasks, owner = watch(agenda, *"abcd"), current_owner()
+    take(agenda, owner)
+    for number, task in enumerate(tasks):
+        seconds = None if number == 2 else number + 0.5
+        agenda.record_ready(task, owner, "SUCCESS", seconds=seconds)
     assert agenda.durations(2) == [1.5, 3.5]
     assert agenda.durations(9) == [0.5, 1.5, 3.5]
 
@@ -581,6 +656,13 @@ def test_what_a_lost_process_held_long_ago_is_forgotten(store, agenda, clock):
     assert agenda.forget_older(clock(), limit=9) == 1
 
 
+def test_what_a_stopped_process_holds_is_not_forgotten(store, agenda, clock, living):
+    [task] = ended(store, agenda, "t")
+    store.acquire(task, living, LEASE)
+    clock.advance(2 * LEASE)
+    assert agenda.forget_older(clock(), limit=9) == 0
+
+
 def test_a_task_is_forgotten_once_its_end_is_told_and_holds_up_no_other(store, agenda, clock):
     ended(store, agenda, "to be told", event="complete")
     clock.advance(1)
@@ -590,6 +672,27 @@ def test_a_task_is_forgotten_once_its_end_is_told_and_holds_up_no_other(store, a
     [notice] = notices(store)
     store.notices.remove(notice.id)
     assert agenda.forget_older(clock(), limit=1) == 1
+
+
+def test_what_nobody_sees_any_more_is_put_right(store, agenda, clock):
+    """A server takes nothing for a time but times, but any word for a phase."""
+    tasks = watch(agenda, *"abcd")
+    take(agenda, "another", limit=1)
+    with store._database.writing() as connection:
+        for change in (
+            "acquired_until = NULL WHERE acquired_by IS NOT NULL",
+            "phase = 'astonished' WHERE task_id = 'b'",
+            "due_at = '9999-12-31 00:00:00.000000' WHERE task_id = 'c'",
+        ):
+            connection.execute(text(f"UPDATE tasks SET {change}"))
+    assert store.get_task(tasks[1]).phase is Phase.FAILED
+    assert take(agenda, "me") == [tasks[1], tasks[3]]
+    agenda.hand_back("me")
+    assert store.put_right() == 3
+    assert store.put_right() == 0
+    assert set(take(agenda, "me")) == {*tasks}
+    assert store.find_tasks(phase=Phase.FAILED) == [store.get_task(tasks[1])]
+    assert [kinds(store, task)[-1] for task in tasks] == ["mended", "mended", "mended", "added"]
 
 
 # What is written
@@ -607,7 +710,7 @@ def test_no_secret_and_nothing_that_cannot_be_kept_is_written(store, agenda, clo
         Polled(task=second, status=None, due_at=clock(), message=DIRTY),
     ]
     agenda.record_polls(owner, polls)
-    agenda.record_ready(third, DIRTY, seconds=1)
+    agenda.record_ready(third, owner, DIRTY, seconds=1)
     assert store.get_task(third).status == CLEAN
     told = ("note", DIRTY)
     agenda.put_off(third, owner, clock(), phase=Phase.RETRYING, message=DIRTY, told=told)
@@ -628,7 +731,10 @@ def test_no_secret_and_nothing_that_cannot_be_kept_is_written(store, agenda, clo
         (lambda agenda, task, _: agenda.confirm_cancelled(task), None),
         (lambda agenda, task, owner: agenda.settle(task, owner, event="failure"), False),
         (lambda agenda, task, owner: agenda.put_off(task, owner, START), False),
-        (lambda agenda, task, _: agenda.record_ready(task, "SUCCESS", seconds=1), None),
+        (
+            lambda agenda, task, owner: agenda.record_ready(task, owner, "SUCCESS", seconds=1),
+            False,
+        ),
         (lambda agenda, task, _: agenda.hasten(tasks=[task]), 0),
         (lambda agenda, _, owner: agenda.renew_all(owner, LEASE), set()),
         (
@@ -850,9 +956,10 @@ def test_what_a_service_asks_reads_no_task_that_it_need_not(many, tmp_path, cloc
         agenda.cancel(taken[3])
         agenda.confirm_cancelled(taken[3])
         agenda.retry(taken[3])
-        agenda.record_ready(taken[4], "SUCCESS", seconds=3)
+        agenda.record_ready(taken[4], owner, "SUCCESS", seconds=3)
         agenda.hasten(paused_in="/data", limit=1)
         agenda.hasten(tasks=taken)
+        agenda.wake(3600)
         agenda.hand_back(owner)
         agenda.watched_count()
         agenda.watch(["t-1", "new"], "/data")
@@ -860,6 +967,7 @@ def test_what_a_service_asks_reads_no_task_that_it_need_not(many, tmp_path, cloc
         [notice, *_] = store.notices.take_due(4, claim_seconds=60)
         store.notices.put_off(notice.id, clock(), attempts=1, delivered=[])
         store.notices.hasten()
+        store.notices.wake(3600)
         store.notices.remove(notice.id)
         agenda.counts()
     questions = {

@@ -25,6 +25,7 @@ from state import (
     current_owner,
     engine,
     look_at,
+    migrations,
     schema,
 )
 
@@ -166,12 +167,12 @@ def test_a_link_to_nowhere_is_refused_and_makes_nothing(path, tmp_path):
 
 def test_a_state_of_a_newer_program_is_left_to_it(path):
     make_state(path)
-    newer = schema.LATEST_VERSION + 1
+    newer = migrations.LATEST_VERSION + 1
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(f"UPDATE meta SET value = '{newer}'")
         connection.commit()
     sentence = refuse(path, StateTooNew)
-    assert f"schema version {newer}, this program knows up to {schema.LATEST_VERSION}" in sentence
+    assert f"schema version {newer}, this program knows up to {newer - 1}" in sentence
     assert LEFT_AS_IT_IS in sentence
 
 
@@ -230,18 +231,14 @@ def test_somebody_elses_database_keeps_what_is_still_in_its_log(path, tmp_path):
         refuse(path)
 
 
-@pytest.mark.parametrize("value", ["'new'", "'transferring '", "x'00'", "5"])
-def test_a_damaged_value_is_a_sentence_and_no_traceback(path, value):
+@pytest.mark.parametrize("version", ["", "x", "0", "-1", "1", "2", b"\xff", "9" * 5000])
+def test_a_state_whose_version_was_damaged_is_named_and_left(path, version):
+    """Of what it was, nothing tells; with another state, whoever follows the sentence goes on."""
     make_state(path)
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute(f"UPDATE tasks SET phase = {value}")
-        connection.commit()
-    with (
-        StateStore.open(path) as store,
-        pytest.raises(StateUnreadable, match="cannot keep") as caught,
-    ):
-        store.find_tasks()
-    assert str(path) in str(caught.value)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE meta SET value = ? WHERE name = 'schema_version'", [version])
+    with untouched(path):
+        assert "name another place with the setting `state`" in refuse(path)
 
 
 # Names and places
@@ -273,6 +270,19 @@ def test_any_name_that_a_file_can_have_will_do(tmp_path, name):
     assert path.is_file()
 
 
+@pytest.mark.parametrize("name", ["a:b@c.db", "host=a password=b", "sqlite:", "postgresql:/a/b"])
+def test_a_whole_path_is_a_path_whatever_it_is_like(tmp_path, name):
+    make_state(tmp_path / name)
+    open_and_close(f"{tmp_path}/{name}")
+
+
+@pytest.mark.parametrize("name", ["a:b.db", "a@b.db", "a=b.db", "run=1/state.db", "3:15.db"])
+def test_a_relative_path_may_be_unlike_a_url(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    make_state(name)
+    assert (tmp_path / name).is_file()
+
+
 def test_a_url_and_a_home_name_the_same_file(tmp_path):
     """`~` is the user's home, and here that is the test's directory."""
     make_state("~/state.db")
@@ -299,6 +309,18 @@ def test_a_url_and_a_home_name_the_same_file(tmp_path):
         ("postgresql+psycopg:///state?bogus=1&password=geheim", "invalid connection option"),
         ("postgresql+psycopg://user:geheim@127.0.0.1:1/\udcff", "can't encode"),
         ("postgresql+other://user:geheim@127.0.0.1:1/state", "refused"),
+        # Raw delimiters, a forgotten slash or scheme: the rest of it was taken for something else.
+        ("postgresql+psycopg://user:a@geheim@127.0.0.1:1/state", "write `%40`"),
+        ("postgresql+psycopg://user:a@geheim/b@127.0.0.1:1/state", "write `%40`"),
+        ("postgresql+psycopg://user/geheim@127.0.0.1:1/state", "write `%40`"),
+        ("postgresql+psycopg://127.0.0.1:1/state?connect_timeout=geheim", "connect_timeout: '…'"),
+        ("postgresql+psycopg://127.0.0.1:1/state?sslmode=geheim", 'sslmode value: "…"'),
+        ("postgresql+psycopg://127.0.0.1:1/state?password=a&geheim=b", "invalid connection option"),
+        ("postgresql+psycopg:/user:geheim@host/state", "like no path"),
+        ("postgresql:user:geheim@host/state", "like no path"),
+        ("user:geheim@host/state", "like no path"),
+        ("host=127.0.0.1 dbname=state password=geheim", "like no path"),
+        ("application_name=me password = geheim", "like no path"),
     ],
 )
 def test_no_error_of_a_url_tells_its_password(url, told):
@@ -366,7 +388,7 @@ OLD_ROWS = (
 def make_version(where, version):
     """Make a state as an older version did, with a task of it under way."""
     with closing_engine(where) as old, old.begin() as connection:
-        schema.bring_up_to_date(connection, "old", latest=version)
+        migrations.bring_up_to_date(connection, "old", latest=version)
         is_sqlite = old.dialect.name == "sqlite"
         time = "'2024-02-29 12:00:00.123456'" + (
             "" if is_sqlite else "::timestamp at time zone 'UTC'"
@@ -375,7 +397,7 @@ def make_version(where, version):
             connection.exec_driver_sql(statement.format(time=time))
 
 
-OLDER_VERSIONS = range(1, schema.LATEST_VERSION)
+OLDER_VERSIONS = range(1, migrations.LATEST_VERSION)
 
 
 @pytest.mark.parametrize("version", OLDER_VERSIONS)
@@ -385,7 +407,7 @@ def test_a_state_of_an_older_version_comes_up_to_date_with_its_data(where, versi
         with StateStore.open(where) as store:
             expect_old_rows(store)
     with closing_engine(where) as opened, opened.connect() as connection:
-        assert schema.found_version(connection, "it") == schema.LATEST_VERSION
+        assert migrations.found_version(connection, "it") == migrations.LATEST_VERSION
 
 
 def expect_old_rows(store):
@@ -403,6 +425,23 @@ def expect_old_rows(store):
     )
     [event] = store.list_events(task.id)
     assert (event.at, event.facts) == (START, {"polls": 7})
+
+
+def test_what_an_older_version_was_about_to_tell_is_told_in_its_words(where):
+    make_version(where, 3)
+    with closing_engine(where) as old, old.begin() as connection:
+        connection.exec_driver_sql("UPDATE tasks SET message = 'No.', exit_code = 5")
+        for event in ("failure", "complete"):
+            connection.exec_driver_sql(
+                "INSERT INTO notices (task, event, key, due_at, attempts, delivered) "
+                f"VALUES (1, '{event}', '{event}', '2024-02-29 12:00:00+00', 0, '')"
+            )
+    with StateStore.open(where) as store:
+        told = store.notices.take_due(9, claim_seconds=60)
+    assert [(one.event, one.message, one.exit_code) for one in told] == [
+        ("failure", "No.", 5),
+        ("complete", None, None),
+    ]
 
 
 @pytest.mark.parametrize("version", OLDER_VERSIONS)
@@ -512,15 +551,15 @@ def test_the_migrations_end_where_the_tables_are_described(where, version, tmp_p
 def test_a_migration_that_fails_changes_nothing(where, version, monkeypatch):
     make_version(where, version)
     before = described(where)
-    broken = [*schema._MIGRATIONS]
+    broken = [*migrations._MIGRATIONS]
     broken[-1] = (*broken[-1], "CREATE NONSENSE")
     with monkeypatch.context() as patched:
-        patched.setattr(schema, "_MIGRATIONS", tuple(broken))
+        patched.setattr(migrations, "_MIGRATIONS", tuple(broken))
         with pytest.raises(StateUnreadable, match="NONSENSE"):
             open_and_close(where)
     assert described(where) == before
     with closing_engine(where) as opened, opened.connect() as connection:
-        assert schema.found_version(connection, "it") == version
+        assert migrations.found_version(connection, "it") == version
 
 
 # Who may read it
@@ -549,6 +588,42 @@ def test_a_state_that_others_could_read_is_taken_from_them(path):
         store.ensure_task("t", "/data")
         modes = {stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()}
     assert modes == {0o600}
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+def test_a_link_beside_the_state_is_refused_and_changes_nothing_elsewhere(path, tmp_path, suffix):
+    """Whoever may write to the directory could have any file of ours taken from its readers."""
+    make_state(path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("for everybody to read")
+    elsewhere.chmod(0o644)
+    path.with_name(path.name + suffix).symlink_to(elsewhere)
+    with untouched(elsewhere):
+        assert f"{path}{suffix} is not a regular file" in refuse(path)
+
+
+@pytest.mark.parametrize("use", [open_and_close, look_at])
+def test_a_pipe_beside_the_state_is_refused_and_not_waited_for(path, use):
+    """SQLite would wait for ever for the beginning of a rollback journal."""
+    make_state(path)
+    os.mkfifo(f"{path}-journal")
+    with pytest.raises(StateUnreadable, match="-journal is not a regular file"):
+        use(path)
+
+
+def test_a_state_behind_a_link_is_taken_from_others_where_it_lies(path, tmp_path):
+    """As on a larger disk; SQLite keeps its companions there too, and not beside the link."""
+    (tmp_path / "larger").mkdir()
+    path.symlink_to(tmp_path / "larger" / "of-mine.db")
+    make_state(path.readlink())
+    path.readlink().chmod(0o664)
+    with StateStore.open(path) as store:
+        store.ensure_task("t", "/data")
+        modes = {
+            each.name: stat.S_IMODE(each.stat().st_mode)
+            for each in path.readlink().parent.iterdir()
+        }
+    assert modes == {"of-mine.db": 0o600, "of-mine.db-wal": 0o600, "of-mine.db-shm": 0o600}
 
 
 def test_a_directory_that_was_there_keeps_its_mode(tmp_path):

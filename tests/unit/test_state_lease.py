@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from state_helpers import START
 
-from state import StateStore, current_owner, describe_owner, is_dead, lease
+from state import StateStore, current_owner, describe_owner, is_dead, is_held, lease
+from state.lease import is_living
 
 pytest_plugins = ["state_helpers"]
 
@@ -195,12 +196,42 @@ def test_a_number_beyond_every_system_is_a_sentence_and_no_crash():
     assert describe_owner(owner).startswith("process 1000000000000000000 on ")
 
 
+def test_another_process_of_this_machine_certainly_lives_until_it_ends(process):
+    started, owner = process
+    assert is_living(owner)
+    started.stdin.close()
+    started.wait()
+    assert not is_living(owner)
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        {"host": "another"},
+        {"boot": "another"},
+        {"boot": ""},
+        {"namespace": "4026532000"},
+        {"namespace": ""},
+        {"started": "1"},
+        {"started": ""},
+    ],
+)
+def test_of_nobody_else_it_is_certain_that_he_lives(process, elsewhere):
+    _, owner = process
+    assert not is_living(changed(owner, **elsewhere))
+
+
+def test_what_this_process_let_end_it_works_on_no_more():
+    assert not is_living(current_owner())
+
+
 seven_texts = st.lists(st.text(max_size=8), min_size=7, max_size=7)
 
 
 @given(owner=st.text(max_size=60) | seven_texts.map("/".join))
 def test_no_text_in_a_lease_breaks_who_reads_it(owner):
     assert not is_dead(owner)
+    assert not is_living(owner)
     assert describe_owner(owner)
 
 
@@ -271,6 +302,29 @@ def test_a_killed_process_gives_its_lease_back_at_once(where, store, task, start
     holder.kill()
     os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
     assert store.acquire(task, ours, 30).acquired_by == ours
+
+
+def test_a_stopped_process_keeps_its_task_until_it_ends(store, task, process, clock):
+    """Whoever took it over would find its directory locked, and both would fail."""
+    started, theirs = process
+    store.acquire(task, theirs, 30)
+    started.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, started.pid, os.WSTOPPED | os.WNOWAIT)
+    clock.advance(3600)
+    assert is_held(store.get_task(task), now=clock())
+    assert store.acquire(task, current_owner(), 30) is None
+    assert store.renew(task, theirs, 30)
+    clock.advance(3600)
+    started.kill()
+    os.waitid(os.P_PID, started.pid, os.WEXITED | os.WNOWAIT)
+    assert store.acquire(task, current_owner(), 30) is not None
+
+
+def test_a_lease_that_ended_long_ago_binds_nobody(store, task, process, clock):
+    """A clock that was wrong has written it."""
+    store.acquire(task, process[1], 30)
+    clock.advance(30 + lease.LONGEST.total_seconds())
+    assert store.acquire(task, current_owner(), 30) is not None
 
 
 def test_another_hosts_lease_ends_only_by_the_clock(store, task, clock):

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+import pytest
 from sqlalchemy import text
 
 from state import Notice, Phase, StateStore, current_owner
@@ -9,6 +10,7 @@ from state import Notice, Phase, StateStore, current_owner
 pytest_plugins = ["state_helpers"]
 
 CLAIM = 90
+FAILED = {"phase": Phase.FAILED, "message": "No.", "exit_code": 5}
 
 
 def end(store, *task_ids, event="failure"):
@@ -16,7 +18,7 @@ def end(store, *task_ids, event="failure"):
     tasks, owner = [task.id for task, _ in store.agenda.watch(task_ids, "/data")], current_owner()
     store.agenda.take_due(owner, 100, lease_seconds=60)
     for task in tasks:
-        assert store.agenda.settle(task, owner, event=event, phase=Phase.FAILED, message="No.")
+        assert store.agenda.settle(task, owner, event=event, **FAILED)
     return tasks
 
 
@@ -28,7 +30,14 @@ def test_the_end_of_a_task_is_told_at_once_with_a_key_of_its_own(store):
     one, two = end(store, "one", "two", event="complete")
     first, second = take(store)
     assert first == Notice(
-        id=first.id, task=one, event="complete", key=first.key, attempts=0, delivered=()
+        id=first.id,
+        task=one,
+        event="complete",
+        key=first.key,
+        attempts=0,
+        delivered=(),
+        message="No.",
+        exit_code=5,
     )
     assert second.task == two
     assert len({first.key, second.key}) == 2
@@ -81,6 +90,49 @@ def test_after_a_service_has_died_its_notices_are_due_at_once(store):
     end(store, "t")
     [notice] = take(store)
     store.notices.hasten()
+    assert take(store) == [notice]
+
+
+def test_a_failure_is_told_as_it_was_whatever_became_of_the_task(store):
+    [task] = end(store, "t")
+    store.set_phase(task, Phase.PUBLISHED)
+    [notice] = take(store)
+    assert (notice.event, notice.message, notice.exit_code) == ("failure", "No.", 5)
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda store, task: store.agenda.retry(task),
+        lambda store, task: store.agenda.watch([store.get_task(task).task_id], "/data"),
+    ],
+)
+def test_an_end_that_is_one_no_more_is_not_told(store, clock, begin):
+    """A hook that was away would hear of the failure after the completion."""
+    task, other = end(store, "t", "other")
+    begin(store, task)
+    assert [notice.task for notice in take(store)] == [other]
+
+
+def test_of_two_ends_the_last_is_told(store):
+    """As where an older program has begun the task again."""
+    [task], owner = end(store, "t"), current_owner()
+    with store._database.writing() as connection:
+        connection.execute(text("UPDATE tasks SET due_at = updated_at"))
+    store.acquire(task, owner, 60)
+    assert store.agenda.settle(task, owner, event="complete")
+    [notice] = take(store)
+    assert (notice.event, notice.message) == ("complete", None)
+
+
+def test_what_a_clock_that_was_ahead_has_put_off_is_told_at_once(store, clock):
+    end(store, "t")
+    clock.advance(86400)
+    [notice] = take(store)
+    clock.advance(-86400)
+    assert store.notices.wake(86400 + CLAIM) == 0
+    assert take(store) == []
+    assert store.notices.wake(CLAIM) == 1
     assert take(store) == [notice]
 
 

@@ -304,7 +304,8 @@ def checkpoints(draw):
         for start, stop in pairs
     )
     etags = st.none() | st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40)
-    return Checkpoint(etag=draw(etags), size=size, segments=segments)
+    part_ids = st.none() | st.from_regex(r"[1-9]\d{0,19}:\d{1,12}\.\d{9}", fullmatch=True)
+    return Checkpoint(etag=draw(etags), size=size, segments=segments, part_id=draw(part_ids))
 
 
 @settings(
@@ -442,7 +443,7 @@ def test_what_changed_since_gives_what_a_whole_replacement_gives(
     if is_same_version:
         size = max(before.size, after.size)
         before = replace(before, size=size)
-        after = replace(after, size=size, etag=before.etag)
+        after = replace(after, size=size, etag=before.etag, part_id=before.part_id)
     store.save_checkpoint(file_id, before)
     store.save_checkpoint(file_id, after, previous=before)
     assert store.load_checkpoint(file_id) == after
@@ -471,6 +472,7 @@ PART_DONE = Checkpoint(etag="e", size=9, segments=(Segment(start=0, stop=9, wate
         lambda store, file_id: store.save_checkpoint(file_id, replace(PART_DONE, etag="f")),
         lambda store, file_id: store.save_checkpoint(file_id, replace(PART_DONE, etag=None)),
         lambda store, file_id: store.save_checkpoint(file_id, replace(PART_DONE, size=10)),
+        lambda store, file_id: store.save_checkpoint(file_id, replace(PART_DONE, part_id="1:2.3")),
     ],
 )
 def test_a_checkpoint_that_is_not_the_previous_one_is_replaced_whole(store, file_id, meanwhile):
@@ -482,6 +484,16 @@ def test_a_checkpoint_that_is_not_the_previous_one_is_replaced_whole(store, file
     )
     store.save_checkpoint(file_id, now, previous=PART_DONE)
     assert store.load_checkpoint(file_id) == now
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(None, "1:2.3"), ("1:2.3", "4:5.6"), ("1:2.3", None)]
+)
+def test_the_checkpoint_of_another_part_file_is_replaced_with_it(store, file_id, before, after):
+    one, other = replace(PART_DONE, part_id=before), replace(PART_DONE, part_id=after)
+    store.save_checkpoint(file_id, one)
+    store.save_checkpoint(file_id, other, previous=one)
+    assert store.load_checkpoint(file_id) == other
 
 
 def test_a_file_that_is_gone_is_missing_with_a_previous_checkpoint_too(store, task, file_id):
