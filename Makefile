@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 ROUNDS ?= 5
 CASES ?=
+SECONDS ?= 180
+SEED ?= 1
 # Without bytecode, every process and every test file would be compiled anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage lint format readme bench torture clean
+.PHONY: help install demo test coverage lint format readme bench torture soak clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
@@ -44,8 +46,13 @@ readme: $(VENV)/.developing  ## Write the documents' generated tables anew
 bench: $(VENV)/.developing  ## Measure against the peers on the PATH; CASES="http tls" for some rows
 	@$(BIN)/python -m tests.bench --rounds $(ROUNDS) $(or $(CASES),--write)
 
-torture: $(VENV)/.developing  ## Crash at every point, try every fault, and live in trouble for minutes
-	@BGE_TEST_TORTURE=1 BGE_TEST_LONG=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+torture: $(VENV)/.developing  ## Crash at every point, try every fault; writes the figures of docs/reliability.md
+	@BGE_TEST_TORTURE=1 BGE_TEST_LONG=1 BGE_TEST_WRITE_FIGURES=1 BGE_TEST_SOAK_SECONDS=$(SECONDS) \
+		$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+soak: $(VENV)/.developing  ## Let a service live in trouble, for SECONDS=180 or longer; SEED=2 for another life
+	@BGE_TEST_TORTURE=1 BGE_TEST_SOAK_SECONDS=$(SECONDS) BGE_TEST_SOAK_SEED=$(SEED) \
+		$(BIN)/python -m pytest tests/torture/test_soak.py
 
 clean:  ## Remove what was made here
 	rm -rf $(VENV) .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-__all__ = ["Folders", "linkless"]
+__all__ = ["FOLDER_FLAGS", "Folders", "linkless"]
 
 MAX_OPEN = 32  # folders at once: a result may have thousands
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Folders:
@@ -46,7 +46,7 @@ class Folders:
             return self.root
         if folder not in self._opened:
             above, _, name = folder.rpartition("/")
-            self._keep(folder, os.open(name, _FOLDER, dir_fd=self.at(above)))
+            self._keep(folder, os.open(name, FOLDER_FLAGS, dir_fd=self.at(above)))
         return self._opened[folder]
 
     def of(self, file: str) -> tuple[int, str]:
@@ -80,12 +80,21 @@ class Folders:
         self._opened[folder] = descriptor
 
 
-def linkless(path: str | Path) -> int:
+@contextlib.contextmanager
+def linkless(path: str | Path) -> Iterator[int]:
     """Open a directory by an absolute path of which no part is a link; OSError if one is.
 
     Of a path that was resolved once, a link tells that somebody has put it there since.
     """
-    descriptor = os.open(path, _FOLDER)
+    descriptor = _linkless(path)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _linkless(path: str | Path) -> int:
+    descriptor = os.open(path, FOLDER_FLAGS)
     with contextlib.suppress(OSError):  # without /proc, or where the kernel tells another name
         if str(Path(f"/proc/self/fd/{descriptor}").readlink()) == str(path):
             return descriptor
@@ -94,13 +103,13 @@ def linkless(path: str | Path) -> int:
 
 
 def _walked_to(path: str | Path) -> int:
-    here = os.open("/", _FOLDER)
+    here = os.open("/", FOLDER_FLAGS)
     for name in str(path).split("/"):
         if not name:
             continue
         above = here
         try:
-            here = os.open(name, _FOLDER, dir_fd=above)
+            here = os.open(name, FOLDER_FLAGS, dir_fd=above)
         finally:
             os.close(above)
     return here

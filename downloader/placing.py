@@ -24,6 +24,7 @@ __all__ = [
     "Identity",
     "clear",
     "identity_in",
+    "make_no_older",
     "make_place",
     "place_files",
     "refuse_one_place_for_two",
@@ -120,15 +121,18 @@ def place_files(folders: Folders, names: Sequence[str]) -> None:
     for name in names:
         data, suffix = os.path.splitext(name)  # noqa: PTH122 - a POSIX name, not a path here
         if suffix in INDEX_SUFFIXES and data in known:
-            _make_no_older(*folders.of(name))
+            folder, base = folders.of(data)
+            newest = os.stat(base, dir_fd=folder, follow_symlinks=False).st_mtime_ns
+            make_no_older(folder, f"{base}{suffix}", newest)
     sync_files(folders.root, names)
 
 
-def _make_no_older(folder: int, index: str) -> None:
-    data = os.path.splitext(index)[0]  # noqa: PTH122 - see above
-    newest = os.stat(data, dir_fd=folder, follow_symlinks=False).st_mtime_ns
-    if os.stat(index, dir_fd=folder, follow_symlinks=False).st_mtime_ns < newest:
+def make_no_older(folder: int, index: str, newest: int) -> bool:
+    """Give an index that is older a time in ns: htslib warns if a VCF is newer. Tell whether so."""
+    is_older = os.stat(index, dir_fd=folder, follow_symlinks=False).st_mtime_ns < newest
+    if is_older:
         os.utime(index, ns=(newest, newest), dir_fd=folder, follow_symlinks=False)
+    return is_older
 
 
 def write_sums(folders: Folders, algorithm: str, names: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ from downloader.concurrency import in_stoppable_thread, in_thread
 from downloader.errors import DiskError, DownloaderError, InvalidArgument, VerificationFailed
 from downloader.publish import Manifest, ManifestFile, read_manifest
 from downloader.reading import crc64_of_file
-from downloader.task_result import MANIFEST_NAME, PART_SUFFIX, PARTIAL_SUFFIX, RESERVED_NAMES
+from downloader.repair_directory import is_repair_directory
+from downloader.task_result import ASIDE, MANIFEST_NAME, PART_SUFFIX, PARTIAL_SUFFIX, RESERVED_NAMES
 from downloader.verify import Level, check_path, check_result, data_file_of, has_check
 
-__all__ = ["Finding", "Recheck", "recheck"]
+__all__ = ["Finding", "Recheck", "recheck", "results_in"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,37 @@ async def recheck(
     )
 
 
+def results_in(path: Path) -> list[Path]:
+    """Return what a path means: itself, or of a folder the published results in it, and the rest.
+
+    The folder itself comes last, if there are VCFs in it that are of no result. Results that were
+    set aside as damaged are not meant.
+    """
+    if not path.is_dir() or (path / MANIFEST_NAME).exists():
+        return [path]
+    found = sorted(one.parent for one in path.rglob(MANIFEST_NAME) if _is_result(one.parent))
+    rest = [path] if not found or _loose(path, path) else []
+    return [*found, *rest]
+
+
+def _is_result(directory: Path) -> bool:
+    return ASIDE not in directory.name and not _is_unfinished(directory)
+
+
+def _loose(path: Path, directory: Path) -> list[str]:
+    """Name what can be checked in a folder and is in no result below it."""
+    return sorted(
+        found.relative_to(directory).as_posix()
+        for found in path.rglob("*")
+        if found.is_file() and has_check(found.name) and not _is_in_result(found, path)
+    )
+
+
+def _is_in_result(file: Path, folder: Path) -> bool:
+    below = file.parents[: len(file.relative_to(folder).parts) - 1]
+    return any((directory / MANIFEST_NAME).exists() for directory in below)
+
+
 class _Look:
     def __init__(
         self,
@@ -94,9 +127,12 @@ class _Look:
         self._on_file(name)
         path = self._directory / name
         try:
-            size = (await in_thread(path.stat)).st_size
+            facts = await in_thread(path.stat)
         except OSError as error:
             return Finding(name=name, problem=f"{name} is not there ({error.strerror})")
+        if not stat.S_ISREG(facts.st_mode):  # a pipe would be waited for
+            return Finding(name=name, problem=f"{name} is no file")
+        size = facts.st_size
         crc: str | None = None
         try:
             if name in self._listed:
@@ -194,11 +230,7 @@ def _names(path: Path, directory: Path, manifest: Manifest | None, level: Level)
                 f"{path} is no VCF, no index and in no manifest; there is nothing to verify it by"
             )
         return [path.name]
-    names = sorted(
-        found.relative_to(directory).as_posix()
-        for found in directory.rglob("*")
-        if found.is_file() and has_check(found.name)
-    )
+    names = _loose(path, directory)
     if not names:
         raise InvalidArgument(
             f"{path} has no {MANIFEST_NAME} and no VCF or index in it; there is nothing to verify"
@@ -207,7 +239,7 @@ def _names(path: Path, directory: Path, manifest: Manifest | None, level: Level)
 
 
 def _strangers(directory: Path, manifest: Manifest | None) -> list[str]:
-    """Warn of files that stand in a published result and are not of it."""
+    """Warn of files that stand in a published result and are neither of it nor of its repair."""
     if manifest is None or not directory.is_dir():
         return []
     known = {*(file.name for file in manifest.files), *RESERVED_NAMES}
@@ -216,7 +248,11 @@ def _strangers(directory: Path, manifest: Manifest | None) -> list[str]:
         for found in directory.rglob("*")
         if not found.is_dir()
     }
-    return [f"{name}: it is not in the manifest." for name in sorted(there - known)]
+    return [
+        f"{name}: it is not in the manifest."
+        for name in sorted(there - known)
+        if not is_repair_directory(name.partition("/")[0])
+    ]
 
 
 def _ignore(_: str) -> None:

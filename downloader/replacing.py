@@ -1,93 +1,110 @@
 """Copies a published file as far as it can be read, and lets a proved copy take its place.
 
-A published file itself is never written to: others may be reading it. Every call blocks.
+A published file itself is never written to: others may be reading it. It is reached by descriptors
+of the folders below the result's: a link that comes into its path leads nobody out of it. Every
+call blocks.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from downloader.errors import DestinationTaken, DiskError
-from downloader.syncing import sync_directory, sync_files
+from downloader.folders import Folders
+from downloader.placing import Identity, identity_in, make_no_older
+from downloader.syncing import sync_directory, sync_files, sync_names
 from downloader.transfer.part_file import disk_error
 from downloader.verify import INDEX_SUFFIXES, data_file_of
 
-__all__ = ["copy_readable", "held_for_repair", "put_in_place", "remove_copy"]
+__all__ = ["PublishedFile"]
 
 COPY_BYTES = 8 * 1024 * 1024  # at once, so that a signal need not wait long
 LOST_BYTES = 64 * 1024  # that are given up where the disk cannot read
 _NO_COPYING = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
+_IN_THE_WAY = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
 
-@contextlib.contextmanager
-def held_for_repair(directory: Path) -> Iterator[None]:
-    """Keep every other process on this host from mending the same result.
+class PublishedFile:
+    """A file of a result that is open as `root`; what cannot be done is told as a DiskError."""
 
-    Raises:
-        DestinationTaken: another one does.
-    """
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise disk_error(error, directory, "opened") from error
-    try:
-        with contextlib.suppress(OSError):  # NFS has no locks on directories
-            _lock(descriptor, directory)
-        yield
-    finally:
-        os.close(descriptor)
+    def __init__(self, root: int, result: Path, name: str) -> None:
+        self._root = root
+        self._path = result / name  # for sentences alone
+        self.name = name
 
+    def copy_readable(self, target: int, stopped: Callable[[], bool]) -> Sequence[tuple[int, int]]:
+        """Copy it into an empty file as far as it can be read.
 
-def _lock(descriptor: int, directory: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise DestinationTaken(
-            f"Another process is repairing {directory}; wait for it and verify again"
-        ) from None
+        Returns the half-open ranges that cannot be; in the copy they are zeros. Of a file that is
+        not there, the copy is empty.
+        """
+        with self._told("copied"), Folders(self._root) as folders:
+            try:
+                folder, base = folders.of(self.name)
+                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+                source = os.open(base, flags, dir_fd=folder)
+            except FileNotFoundError:
+                return ()
+            try:
+                facts = os.fstat(source)
+                if not stat.S_ISREG(facts.st_mode):
+                    raise _in_the_way(self._path)
+                return _copied(source, target, facts.st_size, stopped)
+            finally:
+                os.close(source)
 
+    def replace_by(self, copy: str, *, within: int, identity: Identity, size: int) -> None:
+        """Let the copy in the open folder `within` take its place in one step, once and for all.
 
-def copy_readable(path: Path, copy: Path, stopped: Callable[[], bool]) -> Sequence[tuple[int, int]]:
-    """Copy a file as far as it can be read; return the ranges that cannot be, zeros in the copy.
+        It gets the owner, the mode and the times of what was there. `identity` and `size` are of
+        the file that was proved.
 
-    The copy of a file that is not there is empty.
+        Raises:
+            DestinationTaken: the copy is another file.
+        """
+        with self._told("replaced by its repaired copy"), Folders(self._root) as folders:
+            folders.make(self.name.rpartition("/")[0])
+            sync_names(folders.parents_of_made())  # or the file could be lost with its folder
+            folder, base = folders.of(self.name)
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(copy, flags, dir_fd=within)
+            try:
+                facts = os.fstat(descriptor)
+                if (identity_in(facts), facts.st_size) != (identity, size):
+                    raise DestinationTaken(
+                        f"The copy that was to replace {self._path} was changed by another "
+                        "process, and nothing was replaced; run the same command again"
+                    )
+                _take_after(descriptor, folder, base)
+                _keep_order(folder, base, copy, within)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.rename(copy, base, src_dir_fd=within, dst_dir_fd=folder)
+            sync_directory(folder)
 
-    Raises:
-        DiskError: the disk refused to write, or there is no ordinary file in the file's place.
-    """
-    try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        remove_copy(copy)  # what a run that was killed has left
-        target = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    @contextlib.contextmanager
+    def _told(self, deed: str) -> Iterator[None]:
         try:
-            return _copied_into(target, path, stopped)
-        finally:
-            os.close(target)
-    except OSError as error:
-        raise disk_error(error, path, f"copied to {copy.name}") from error
+            yield
+        except OSError as error:
+            if error.errno in _IN_THE_WAY:
+                raise _in_the_way(self._path) from error
+            raise disk_error(error, self._path, deed) from error
 
 
-def _copied_into(target: int, path: Path, stopped: Callable[[], bool]) -> Sequence[tuple[int, int]]:
-    try:
-        source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return ()  # all of it is missing: the copy is empty
-    try:
-        facts = os.fstat(source)
-        if not stat.S_ISREG(facts.st_mode):
-            raise DiskError(f"{path} is no ordinary file; move it away and verify again")
-        return _copied_bytes(source, target, facts.st_size, stopped)
-    finally:
-        os.close(source)
+def _in_the_way(path: Path) -> DiskError:
+    return DiskError(
+        f"{path} is no ordinary file, or a link is in its path; move that away and verify again"
+    )
 
 
-def _copied_bytes(
+def _copied(
     source: int, target: int, size: int, stopped: Callable[[], bool]
 ) -> Sequence[tuple[int, int]]:
     position, length = 0, COPY_BYTES
@@ -124,35 +141,27 @@ def _copy_range(source: int, target: int, count: int, position: int) -> int:
     return os.pwrite(target, os.pread(source, count, position), position)
 
 
-def put_in_place(copy: Path, path: Path) -> None:
-    """Let the proved copy take the file's place in one step, with its owner, mode and times."""
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            facts = os.lstat(path)
+def _take_after(descriptor: int, folder: int, base: str) -> None:
+    """Give the copy the owner, the mode and the times of the file that it replaces, if any."""
+    with contextlib.suppress(FileNotFoundError):
+        facts = os.stat(base, dir_fd=folder, follow_symlinks=False)
+        if stat.S_ISREG(facts.st_mode):
             with contextlib.suppress(PermissionError):
-                os.chown(copy, facts.st_uid, facts.st_gid)
-            copy.chmod(stat.S_IMODE(facts.st_mode))
-            os.utime(copy, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-        sync_files(copy.parent, [copy.name])
-        copy.replace(path)
-        _keep_order(path)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise disk_error(error, path, "replaced by its repaired copy") from error
+                os.fchown(descriptor, facts.st_uid, facts.st_gid)
+            os.fchmod(descriptor, facts.st_mode & 0o777)
+            os.utime(descriptor, ns=(facts.st_atime_ns, facts.st_mtime_ns))
 
 
-def _keep_order(path: Path) -> None:
-    """Let no index of a VCF be older than the VCF: htslib would warn of it."""
-    data = data_file_of(path)
+def _keep_order(folder: int, base: str, copy: str, within: int) -> None:
+    """Let no index of a VCF be older than the VCF, before the copy takes its place or after it."""
+    data = data_file_of(Path(base)).name
+    if data != base:
+        with contextlib.suppress(OSError):  # as where it is missing; an older index works as well
+            newest = os.stat(data, dir_fd=folder, follow_symlinks=False).st_mtime_ns
+            make_no_older(within, copy, newest)
+        return
+    newest = os.stat(copy, dir_fd=within, follow_symlinks=False).st_mtime_ns
     for suffix in INDEX_SUFFIXES:
-        index = data.with_name(data.name + suffix)
-        with contextlib.suppress(FileNotFoundError):
-            newest = os.lstat(data).st_mtime_ns
-            if os.lstat(index).st_mtime_ns < newest:
-                os.utime(index, ns=(newest, newest), follow_symlinks=False)
-
-
-def remove_copy(copy: Path) -> None:
-    """Remove a copy that has not taken a file's place, if there is one."""
-    with contextlib.suppress(OSError):  # it is in nobody's way
-        copy.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if make_no_older(folder, f"{base}{suffix}", newest):
+                sync_files(folder, [f"{base}{suffix}"])

@@ -12,8 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import figures
 import hypothesis
 import pytest
+import secret_search
 from sqlalchemy import create_engine, make_url, text
 
 from state import StateStore, schema
@@ -35,6 +37,32 @@ def pytest_collection_modifyitems(config, items):
     if thorough:
         config.hook.pytest_deselected(items=thorough)
         items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus):
+    """Tell what thorough tests have counted; `make torture` wants it written down, too."""
+    stats = terminalreporter.stats
+    found = figures.found_in([*stats.get("passed", ()), *stats.get("failed", ())])
+    if found:
+        terminalreporter.section("figures")
+    for line in figures.told(found):
+        terminalreporter.line(line)
+    if os.environ.get("BGE_TEST_WRITE_FIGURES") and exitstatus == 0:
+        figures.write(found)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Let a test fail after which a secret is in an output, a log, a state or a manifest."""
+    report = yield
+    if report.when == "teardown" and report.passed:
+        found = [*secret_search.leaks_in_sections(report.sections)]
+        if place := item.funcargs.get("tmp_path"):
+            found += secret_search.leaks_below(place)
+        if found:
+            report.outcome = "failed"
+            report.longrepr = f"secrets were told or kept: {'; '.join(found)}"
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -54,13 +54,16 @@ def verify(
     """Check files against their manifest and each VCF against its index.
 
     Nothing is changed, and nobody is asked, unless --repair is given and something is damaged.
-    Exit code 5 if anything is not what it must be.
+    Interrupted at any point, the same repair goes on where it stopped. Exit code 5 if anything is
+    not what it must be.
     """
     with told():
         from downloader.config import load_settings
+        from downloader.recheck import results_in
 
         settings = load_settings(options.given(verify=verify, dest=dest, state=state))
-        paths = [_path_of(target, settings) for target in targets]
+        meant = [_path_of(target, settings) for target in targets]
+        paths = [each for path in meant for each in results_in(path)]
         show = _Show(json=json, quiet=quiet, several=len(paths) > 1)
         looked_at = wrong = 0
         failures: list[DownloaderError] = []
@@ -71,6 +74,8 @@ def verify(
                 failures += [one.error for one in repairs if one.error is not None]
                 if show.repaired(repairs):
                     found = _found(path, settings, quiet=quiet, repair=repair)
+            elif repair:
+                _clear_up(found)
             show.verdicts(found)
             looked_at += len(found.findings)
             wrong += len(found.problems)
@@ -112,10 +117,23 @@ def _repaired(found: Recheck, settings: Settings, *, quiet: bool) -> list[Repair
         name = found.manifest.task_id if found.manifest else found.path.name
         try:
             return run(_repair(found, settings, screen.reporter(name)))
-        except Interrupted:
-            raise
+        except Interrupted as error:
+            raise Interrupted(
+                "Interrupted; what has come is kept, and the same command goes on",
+                exit_code=error.exit_code,
+            ) from error
         except DownloaderError as error:  # what was found is to be told all the same
             return [Repair(name=name, error=error)]
+
+
+def _clear_up(found: Recheck) -> None:
+    """Remove what interrupted repairs have left of what is whole."""
+    from downloader.repair_directory import told_of_leftovers
+
+    if told_of_leftovers(found.directory):
+        from downloader.repairing import clear_leftovers  # with it comes everything that transfers
+
+        clear_leftovers(found)
 
 
 async def _repair(found: Recheck, settings: Settings, reporter: Reporter) -> list[Repair]:
@@ -217,11 +235,13 @@ class _Show:
     def _print_json(self, facts: dict[str, object]) -> None:
         import json
 
-        typer.echo(json.dumps(facts, ensure_ascii=False))
+        typer.echo(json.dumps(facts))
 
 
 def _complain_of_little(found: Recheck) -> None:
-    for warning in found.warnings:
+    from downloader.repair_directory import told_of_leftovers
+
+    for warning in [*found.warnings, *told_of_leftovers(found.directory)]:
         complain(f"warning: {warning}")
     if found.manifest is None and not found.problems:
         complain(

@@ -6,6 +6,7 @@ be told what the network or the disk has changed, and everything is to be fetche
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -45,13 +46,14 @@ class Mending:
         if self._find_damage is None or told in self._told or len(self._told) == MAX_MENDINGS:
             return ()
         self._told.add(told)
-        intact, ranges = await self._found(self._find_damage, path)
+        intact, found = await self._found(self._find_damage, path)
+        ranges = _joined(found, MAX_RANGES)
         count = sum(stop - start for start, stop in ranges)
-        if not 0 < count < size or len(ranges) > MAX_RANGES:
+        if not 0 < count < size:
             return ()
         self._reporter.note(
-            f"{self._name}: {told}; {intact:,} of its blocks are intact, fetching the other "
-            f"{count:,} bytes again"
+            f"{self._name}: {told}; {intact:,} of its blocks are intact, fetching {count:,} bytes "
+            "again"
         )
         return ranges
 
@@ -63,3 +65,14 @@ class Mending:
                 raise disk_error(error, path, "read back") from error
 
         return await in_stoppable_thread(work)
+
+
+def _joined(ranges: Sequence[Range], most: int) -> Sequence[Range]:
+    """Join those that are closest to each other, with what lies between, until there are so few."""
+    if len(ranges) <= most:
+        return ranges
+    behind_gaps = sorted(
+        range(1, len(ranges)), key=lambda at: ranges[at][0] - ranges[at - 1][1], reverse=True
+    )
+    firsts = [0, *sorted(behind_gaps[: most - 1]), len(ranges)]
+    return [(ranges[at][0], ranges[stop - 1][1]) for at, stop in itertools.pairwise(firsts)]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from secret_search import leaks_in_sections
 
 from downloader.sandbox import Sandbox, samples
 
@@ -138,7 +139,7 @@ class Program:
         }
         self.cwd.mkdir()
         self.home.mkdir()
-        self._started = []
+        self._started = {}  # with the arguments of each
 
     async def run(self, *arguments, **options):
         """Run the program to its end; `options` are those of `start`."""
@@ -168,12 +169,20 @@ class Program:
                 **pipes,
             },
         )
-        self._started.append(Running(process))
-        return self._started[-1]
+        running = Running(process)
+        self._started[running] = arguments
+        return running
 
     async def end_all(self):
         for running in self._started:
             await running.end_for_certain()
+        told = [
+            (f"{stream} of {' '.join(map(str, arguments))}", running.text(stream))
+            for running, arguments in self._started.items()
+            for stream in ("stdout", "stderr")
+            if not {"sandbox", "sign-url"} & {*arguments}  # which are there to tell them
+        ]
+        assert [*leaks_in_sections(told)] == []
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from cli_helpers import service
 from e2e_helpers import PAIR, until
+from secret_search import leaks
 
 from downloader.sandbox import Fault, PlatformFault
 
@@ -38,12 +39,6 @@ def secrets_of(sandbox):
     link = sandbox.store.object_url("run/a.vcf.gz", security_token=TOKEN)
     access_key = re.search(r"OSSAccessKeyId=([^&]+)", link)[1]
     return [sandbox.app_secret, access_key, TOKEN]
-
-
-def leaks(text, secrets):
-    """Return the secrets in the text; a signature is one whatever its value is."""
-    signed = re.findall(r"(?i)(?:signature|security-token|ossaccesskeyid)(?:=|%3D)[\w%]+", text)
-    return [secret for secret in secrets if secret in text] + signed
 
 
 def written(program):
@@ -175,6 +170,16 @@ async def test_the_service_tells_and_keeps_no_secret(program, sandbox, typed, re
     assert {
         where: found for where, text in everything.items() if (found := leaks(text, secrets))
     } == {}
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["fetch", "t"], ["run"], ["doctor"]], ids=str)
+async def test_a_database_password_is_refused_as_an_argument_and_not_repeated(program, arguments):
+    """All users see arguments, and a fetch that is interrupted prints them."""
+    state = f"postgresql+psycopg://me:{PASSWORD}@127.0.0.1:1/db"
+    ended = await program.run(*arguments, "--state", state)
+    assert ended.exit_code == 2
+    assert "never an argument" in ended.sentence
+    assert PASSWORD not in ended.stderr + ended.stdout
 
 
 @pytest.mark.parametrize("arguments", [["status"], ["fetch", "t"], ["run"], ["doctor"]], ids=str)

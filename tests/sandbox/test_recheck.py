@@ -2,14 +2,16 @@
 
 import gzip
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from fastcrc import crc64
 from fetch_helpers import NOTES, PAIR, TBI, VCF, tree
+from pipe_helpers import lonely_pipe
 
 from downloader.errors import InvalidArgument, VerificationFailed
-from downloader.recheck import recheck
+from downloader.recheck import recheck, results_in
 from downloader.sandbox import samples
 
 pytest_plugins = ["fetch_helpers"]
@@ -78,6 +80,23 @@ async def test_a_stranger_is_warned_of_and_is_no_problem(result):
         "link: it is not in the manifest.",
         "logs/mine.txt: it is not in the manifest.",
     )
+
+
+async def test_a_pipe_in_a_files_place_is_not_waited_for(rig):
+    """It has as many bytes as an empty file."""
+    task_id = rig.add({"run/empty.txt": b"", "run/notes.txt": NOTES})
+    await rig.fetch(task_id)
+    path = rig.final(task_id) / "empty.txt"
+    path.unlink()
+    os.mkfifo(path)
+    found = await recheck(rig.final(task_id), level="full")
+    assert found.problems == ["empty.txt is no file"]
+
+
+async def test_what_a_repair_has_left_is_no_stranger(result):
+    (result / "bge-repair~0123abcd.partial").mkdir()
+    (result / "bge-repair~0123abcd.partial/0123456789abcdef.part").touch()
+    assert (await recheck(result, level="full")).warnings == ()
 
 
 async def test_one_file_of_a_result_is_held_against_its_manifest(result):
@@ -232,3 +251,50 @@ async def test_a_file_that_nothing_can_prove_is_refused(tmp_path, name):
 async def test_a_device_is_refused():
     with pytest.raises(InvalidArgument, match="nothing to verify it by"):
         await recheck(Path("/dev/null"), level="full")
+
+
+async def test_nobody_waits_for_a_pipe_in_the_place_of_an_index(tmp_path):
+    """Htslib opens an index by itself, whoever has asked for it."""
+    vcf, index = samples.write_pair(tmp_path, "a.vcf.gz", records=3)
+    index.unlink()
+    with lonely_pipe(index):
+        for path in (vcf, tmp_path):
+            found = await recheck(path, level="full")
+            assert found.problems == ["a.vcf.gz.tbi beside it is no file; move it away"]
+
+
+# Of a folder of results
+
+
+@pytest.fixture
+async def folder(rig):
+    """Give a destination with two results, the second damaged, and one that was set aside."""
+    places = []
+    for _ in range(2):
+        task_id = rig.add({"run/report.bin": b"whole"})
+        await rig.fetch(task_id)
+        places.append(rig.final(task_id))
+    shutil.copytree(places[1], f"{places[1]}.damaged-20261124T000000Z")
+    (places[1] / "report.bin").write_bytes(b"wrong")
+    return places
+
+
+async def test_a_folder_of_results_means_each_of_them(folder):
+    meant = results_in(folder[0].parent)
+    assert meant == sorted(folder)
+    found = {path: await recheck(path, level="full") for path in meant}
+    assert [len(found[path].problems) for path in folder] == [0, 1]
+
+
+async def test_what_is_of_no_result_is_looked_at_for_itself(folder):
+    vcf, _ = samples.write_pair(folder[0].parent, "own.vcf.gz", records=3)
+    samples.write_pair(folder[0], "of-the-result.vcf.gz", records=3)
+    *results, rest = results_in(folder[0].parent)
+    assert (results, rest) == (sorted(folder), folder[0].parent)
+    found = await recheck(rest, level="full")
+    assert [one.name for one in found.findings] == [vcf.name, f"{vcf.name}.tbi"]
+
+
+def test_a_result_a_file_and_what_is_not_there_mean_themselves(folder):
+    for path in (folder[0], folder[0] / "report.bin", folder[0] / "gone"):
+        assert results_in(path) == [path]

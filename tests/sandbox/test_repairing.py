@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gzip
 import os
 import stat
 from dataclasses import fields
@@ -21,8 +22,8 @@ from downloader.errors import (
     VerificationFailed,
 )
 from downloader.recheck import recheck
+from downloader.repair_directory import held_for_repair, told_of_leftovers
 from downloader.repairing import repair
-from downloader.replacing import held_for_repair
 from downloader.retry import without_waiting
 from downloader.sandbox import Fault, PlatformFault, samples
 from state import Checkpoint
@@ -99,6 +100,43 @@ async def test_one_flipped_byte_costs_one_block(result):
     }
     assert result.rig.calls == ["task_result"]
     assert await is_whole(result)
+
+
+def first_block(data):
+    return [*samples.block_starts(data), len(data)][1]
+
+
+READS = gzip.compress(samples.incompressible(3000), mtime=0)
+COSTS = {
+    "a.vcf.gz": (BIG_VCF, first_block(BIG_VCF)),
+    "a.vcf.gz.tbi": (BIG_TBI, first_block(BIG_TBI)),  # BGZF, too
+    "reads.fastq.gz": (READS, len(READS)),  # gzip alone: it is one block
+    "notes.txt": (NOTES, len(NOTES)),
+}
+
+
+@pytest.mark.parametrize("name", COSTS)
+@pytest.mark.thorough
+async def test_a_flipped_byte_costs_no_more_than_the_file_can_tell(rig, name):
+    data, cost = COSTS[name]
+    task_id = rig.add({f"run/{each}": content for each, (content, _) in COSTS.items()})
+    await rig.fetch(task_id)
+    result = Mended(rig, task_id)
+    result.flip(40, path=result.place / name)
+    (one,) = await result.repair()
+    assert (one.error, one.received_bytes) == (None, cost)
+    assert (result.place / name).read_bytes() == data
+
+
+@pytest.mark.parametrize("name", COSTS)
+@pytest.mark.thorough
+async def test_a_byte_that_the_line_flips_costs_as_much(rig, name):
+    data, cost = COSTS[name]
+    task_id = rig.add({f"run/{each}": content for each, (content, _) in COSTS.items()})
+    rig.sandbox.store.inject(Fault.FLIP_BYTE, key=f"run/{name}", offset=40)
+    report = await rig.fetch(task_id)
+    assert (rig.final(task_id) / name).read_bytes() == data
+    assert report.received_bytes == sum(len(each) for each, _ in COSTS.values()) + cost
 
 
 @pytest.mark.thorough
@@ -374,16 +412,139 @@ async def test_a_store_that_refuses_every_link_changes_nothing(result):
     await result.fails(LinkRefused)
 
 
-async def test_a_repair_that_is_interrupted_changes_nothing(result):
-    result.flip(500)
-    before = tree(result.place)
-    held = result.store.inject(Fault.STALL, key="run/a.vcf.gz", covering=500, after=100)
+async def interrupted(result, name, *, after, covering=None):
+    """Repair until so many bytes of an answer have come, then cancel, as a signal does."""
+    held = result.store.inject(Fault.STALL, key=f"run/{name}", after=after, covering=covering)
     running = asyncio.ensure_future(result.repair())
     await held.happened.wait()
+    heard = result.rig.heard
+    while sum(max(0, delta) for _, delta in heard.of("received")) < after:
+        await heard.hears("received")
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
+    result.store.clear_faults()
+
+
+def without_leftovers(files):
+    return {name: data for name, data in files.items() if not name.startswith("bge-repair~")}
+
+
+@pytest.mark.parametrize("name", ["a.vcf.gz", "logs/notes.txt"])
+async def test_a_repair_that_is_interrupted_changes_no_file_and_is_gone_on_with(result, name):
+    """Of a file without blocks as well, only what is missing is fetched again."""
+    path, whole = result.place / name, FILES[f"run/{name}"]
+    result.flip(500, path=path)
+    before = tree(result.place)
+    grain = STARTS[1] if name == "a.vcf.gz" else len(whole)
+    await interrupted(result, name, covering=500, after=grain // 2)
+    assert without_leftovers(tree(result.place)) == before
+    (left,) = told_of_leftovers(result.place)
+    assert "`verify --repair` goes on there" in left
+    (one,) = await result.repair()
+    assert one.error is None
+    assert one.received_bytes == grain - grain // 2
+    assert await is_whole(result)
+    assert told_of_leftovers(result.place) == []
+
+
+@pytest.mark.thorough
+async def test_a_file_that_is_gone_is_gone_on_with_too(result):
+    result.vcf.unlink()
+    await interrupted(result, "a.vcf.gz", after=len(BIG_VCF) // 2)
+    assert not result.vcf.exists()
+    (one,) = await result.repair()
+    assert one.error is None
+    assert one.received_bytes == len(BIG_VCF) - len(BIG_VCF) // 2
+    assert await is_whole(result)
+
+
+@pytest.mark.thorough
+async def test_a_byte_that_rots_between_two_repairs_is_found(result):
+    """What an earlier run has left is read back, and never believed as it was noted."""
+    result.vcf.unlink()
+    await interrupted(result, "a.vcf.gz", after=STARTS[2])
+    (copy,) = result.place.glob("bge-repair~*/*.part")
+    copy.write_bytes(samples.flipped_byte(copy.read_bytes(), STARTS[1] + 9))
+    (one,) = await result.repair()
+    assert one.error is None
+    assert one.received_bytes == len(BIG_VCF) - STARTS[1]
+    assert await is_whole(result)
+
+
+@pytest.mark.thorough
+async def test_what_has_come_before_the_store_went_away_is_kept(result):
+    path = result.place / "logs/notes.txt"
+    result.flip(7, path=path)
+    before = tree(result.place)
+    result.store.inject(Fault.CUT, key="run/logs/notes.txt", covering=7, after=100)
+    result.store.inject(Fault.STATUS, status=503, times=None, covering=500)
+    (one,) = await result.repair()
+    assert isinstance(one.error, StoreUnavailable)
+    assert without_leftovers(tree(result.place)) == before
+    result.store.clear_faults()
+    (one,) = await result.repair()
+    assert one.received_bytes == len(NOTES) - 100
+    assert await is_whole(result)
+
+
+async def test_what_cannot_be_gone_on_with_is_not_kept(result):
+    """Another version has come meanwhile."""
+    result.flip(7, path=result.place / "logs/notes.txt")
+    before = tree(result.place)
+    await interrupted(result, "logs/notes.txt", covering=7, after=100)
+    result.store.replace("run/logs/notes.txt", b"other words")
+    (one,) = await result.repair()
+    assert isinstance(one.error, VerificationFailed)
     assert tree(result.place) == before
+
+
+@pytest.mark.thorough
+async def test_what_has_come_before_the_disk_refused_is_kept(result, monkeypatch):
+    result.flip(7, path=result.place / "logs/notes.txt")
+    result.store.inject(Fault.CUT, key="run/logs/notes.txt", covering=7, after=100)
+    write = os.pwritev
+
+    def refuse(descriptor, buffers, offset):
+        if offset >= 100:
+            raise OSError(errno.EIO, "Input/output error")
+        return write(descriptor, buffers, offset)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "pwritev", refuse)
+        (one,) = await result.repair()
+    assert isinstance(one.error, DiskError)
+    (one,) = await result.repair()
+    assert (one.error, one.received_bytes) == (None, len(NOTES) - 100)
+
+
+@pytest.mark.thorough
+async def test_a_copy_that_the_disk_cannot_read_is_begun_anew(result, monkeypatch):
+    """It would be as unreadable the next time."""
+    result.flip(7, path=result.place / "logs/notes.txt")
+    await interrupted(result, "logs/notes.txt", covering=7, after=100)
+
+    def refuse(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "pread", refuse)
+        (one,) = await result.repair()
+    assert isinstance(one.error, DiskError)
+    (one,) = await result.repair()
+    assert (one.error, one.received_bytes) == (None, len(NOTES))
+
+
+@pytest.mark.thorough
+async def test_what_was_left_of_a_file_that_somebody_else_has_mended_goes(result):
+    path = result.place / "logs/notes.txt"
+    result.flip(7, path=path)
+    await interrupted(result, "logs/notes.txt", covering=7, after=100)
+    path.write_bytes(NOTES)
+    assert told_of_leftovers(result.place) != []
+    assert await result.repair() == []
+    assert told_of_leftovers(result.place) == []
+    assert result.rig.calls == []
 
 
 async def test_two_repairs_do_not_meet(result):
@@ -392,14 +553,6 @@ async def test_two_repairs_do_not_meet(result):
         await result.repair()
     (one,) = await result.repair()
     assert one.error is None
-
-
-async def test_what_a_killed_repair_has_left_is_in_nobodys_way(result):
-    result.flip(500)
-    (result.place / "a.vcf.gz.part").write_bytes(b"half of it")
-    (one,) = await result.repair()
-    assert one.error is None
-    assert await is_whole(result)
 
 
 async def test_progress_is_honest(result):

@@ -1,4 +1,4 @@
-"""Crash points: what may be on the disk after each operation of a fetch, and what comes of it.
+"""Crash points: what may be on the disk after each operation, and what comes of it.
 
-`make torture` tries all of them; the ordinary run of the tests tries some.
+Of a fetch, and of a repair. `make torture` tries all of them; the ordinary run of the tests some.
 """

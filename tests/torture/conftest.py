@@ -47,17 +47,3 @@ async def torture(recorder, root, record_property):
         torture.serve(FILES)
         sandbox.add_task([f"run/{name}" for name in FILES], task_id=TASK, states=["SUCCESS"])
         yield torture
-
-
-def pytest_terminal_summary(terminalreporter):
-    told = {
-        (name, value)
-        for outcome in ("passed", "failed")
-        for report in terminalreporter.stats.get(outcome, ())
-        for name, value in report.user_properties
-        if name.startswith("crashes of ")
-    }
-    if told:
-        terminalreporter.section("crash points")
-    for name, value in sorted(told):
-        terminalreporter.line(f"{name.removeprefix('crashes of ')}: {value}")

@@ -1,4 +1,4 @@
-"""A recorded fetch, crashed after each of its operations."""
+"""A recorded run of the program, crashed after each of its operations."""
 
 from __future__ import annotations
 
@@ -8,16 +8,39 @@ import random
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Protocol
 
 from downloader.sandbox import Sandbox
 from torture.disk import Disk, Moment, Tree
 from torture.losses import Loss
-from torture.recording import Kind, Operation, record
-from torture.recovery import DEST, STATE, TASK, Lost, Recovery, check_whole, files_below, write_out
+from torture.recording import Facts, Kind, Operation, record
+from torture.recovery import (
+    DEST,
+    STATE,
+    TASK,
+    Lost,
+    Recovery,
+    check_whole,
+    facts_below,
+    files_below,
+    write_out,
+)
 
-__all__ = ["Choice", "Crash", "Recorded", "Tally", "crashes", "recorded_fetch", "try_crashes"]
+__all__ = [
+    "Choice",
+    "Crash",
+    "FetchTrial",
+    "Files",
+    "Recorded",
+    "Tally",
+    "Trial",
+    "crashes",
+    "recorded_run",
+    "result_of",
+    "try_crashes",
+]
 
 TESTS = Path(__file__).parents[1]
 Files = Mapping[str, bytes | None]
@@ -33,6 +56,16 @@ class Recorded:
     marks: Sequence[str]  # of runs before this one
     operations: Sequence[Operation]
     after: Files
+    facts_after: Mapping[str, Facts]
+
+    def insist_on_everything(self) -> None:
+        """Compare the disk, when it has been followed, with what the run has really left."""
+        live, told = self.before.live, "the recorder has not seen everything"
+        assert live.files() == self.after, told
+        for path, facts in live.facts().items():
+            there = self.facts_after[path]
+            is_same = facts in (there, replace(there, mtime=None))
+            assert is_same, f"{told} about {path}, which is {there} and not {facts}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,28 +111,26 @@ class Tally:
         for each in fields(self):
             setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
-    def __str__(self) -> str:
+    @property
+    def figures(self) -> list[int]:
+        """Return the counts, and the bytes that were fetched again: median, most, safe ones."""
         again, beyond = self.again or [0], self.beyond or [0]
-        return (
-            f"{self.operations} operations recorded, {self.points} crash points, "
-            f"{self.disks} disks ({self.different} of them different), "
-            f"{len(self.failures) or 'none'} ended wrong; bytes fetched again: "
-            f"max {max(again)}, median {statistics.median(again):.0f}, "
-            f"of what was safe max {max(beyond)}"
-        )
+        counts = [self.operations, self.points, self.disks, self.different]
+        return [*counts, round(statistics.median(again)), max(again), max(beyond)]
 
 
-async def recorded_fetch(
+async def recorded_run(
     recorder: Path,
     root: Path,
     sandbox: Sandbox,
     *,
+    deed: str = "fetch",
     before: Disk | None = None,
     marks: Sequence[str] = (),
     road: str = "straight",
     without: str = "",
 ) -> Recorded:
-    """Let the program fetch the task below `root`, from what is there.
+    """Let the program `fetch` the task below `root`, or `repair` its result, from what is there.
 
     All of that is synced, if nothing else is known from `before`. It goes by that `road`, and
     `without` something that it needs to survive crashes.
@@ -109,7 +140,7 @@ async def recorded_fetch(
     operations = await record(
         recorder,
         root,
-        [sys.executable, "-m", "torture.recorded", TASK, road, without],
+        [sys.executable, "-m", "torture.recorded", deed, TASK, road, without],
         environment={
             **kept,
             "PATH": os.environ["PATH"],
@@ -121,7 +152,13 @@ async def recorded_fetch(
             "BGE_CHECKSUMS": "sha256",
         },
     )
-    return Recorded(before=before, marks=marks, operations=operations, after=files_below(root))
+    return Recorded(
+        before=before,
+        marks=marks,
+        operations=operations,
+        after=files_below(root),
+        facts_after=facts_below(root),
+    )
 
 
 def crashes(recorded: Recorded, choice: Choice) -> Iterator[Crash | None]:
@@ -135,24 +172,24 @@ def crashes(recorded: Recorded, choice: Choice) -> Iterator[Crash | None]:
         yield None
 
 
-async def try_crashes(
-    recorded: Recorded,
-    recovery: Recovery,
-    choice: Choice,
-    *,
-    wanted: Mapping[str, bytes],
-    recorded_as: Mapping[str, bytes] | None = None,
-) -> Tally:
-    """Fetch from every disk that is chosen.
+class Trial(Protocol):
+    """What is done with a disk as a crash has left it, and what must come of it."""
 
-    Args:
-        recorded: the run that is crashed.
-        recovery: what fetches from the disks.
-        choice: which losses are tried at which points.
-        wanted: the bytes of the files that must be published in the end.
-        recorded_as: what they were in the recorded run, if the objects were replaced afterwards.
-    """
-    trial = _Trial(recovery, wanted, recorded_as, _result_of(recorded.before.live.files()))
+    async def fetched_again(self, crash: Crash, files: Files) -> tuple[int, int]:
+        """Return how many bytes were fetched, and how many of them had been said to be safe.
+
+        Raises:
+            Lost: the crash had a consequence that it must not have.
+        """
+        ...
+
+    def known_by(self, crash: Crash) -> object:
+        """Return what makes one disk differ from another, besides its files."""
+        ...
+
+
+async def try_crashes(recorded: Recorded, trial: Trial, choice: Choice) -> Tally:
+    """Try what comes of every disk that is chosen."""
     tally = Tally(operations=sum(one.kind is not Kind.MARK for one in recorded.operations))
     seen: set[bytes] = set()
     for crash in crashes(recorded, choice):
@@ -161,35 +198,44 @@ async def try_crashes(
             continue
         tally.disks += 1
         files = crash.tree.files()
-        digest = _digest(files, crash)
-        if digest not in seen:
-            seen.add(digest)
-            await trial.run(crash, files, tally)
+        digest = _digest(files, trial.known_by(crash))
+        if digest in seen:
+            continue
+        seen.add(digest)
+        try:
+            again, beyond = await trial.fetched_again(crash, files)
+        except Exception as error:  # noqa: BLE001 - the others are tried all the same
+            tally.failures.append(f"{crash}: {type(error).__name__}: {error}")
+        else:
+            tally.again.append(again)
+            tally.beyond.append(max(0, beyond))
     tally.different = len(seen)
-    assert recorded.before.live.files() == recorded.after, "the recorder has not seen everything"
+    recorded.insist_on_everything()
     return tally
 
 
 @dataclass(frozen=True, slots=True)
-class _Trial:
-    """What must come of every crash of one recording."""
+class FetchTrial:
+    """A fetch from a disk after a crash.
+
+    Args:
+        recovery: what fetches.
+        wanted: the bytes of the files that must be published in the end.
+        recorded_as: what they were in the recorded run, if the objects were replaced afterwards.
+        result_before: what was in the result's place before that run.
+    """
 
     recovery: Recovery
     wanted: Mapping[str, bytes]
     recorded_as: Mapping[str, bytes] | None
     result_before: Files
 
-    async def run(self, crash: Crash, files: Files, tally: Tally) -> None:
-        try:
-            again, beyond = await self._fetched_again(crash, files)
-        except Exception as error:  # noqa: BLE001 - the others are tried all the same
-            tally.failures.append(f"{crash}: {type(error).__name__}: {error}")
-        else:
-            tally.again.append(again)
-            tally.beyond.append(max(0, beyond))
+    def known_by(self, crash: Crash) -> object:
+        """Return what had been said by then."""
+        return crash.safe_bytes, crash.is_published
 
-    async def _fetched_again(self, crash: Crash, files: Files) -> tuple[int, int]:
-        """Return how many bytes were fetched, and how many more than had to be."""
+    async def fetched_again(self, crash: Crash, files: Files) -> tuple[int, int]:
+        """Return how many bytes were fetched, and how many of them had been said to be safe."""
         result = self._result_in(crash, files)
         write_out(self.recovery.root, files)
         again = await self.recovery.fetched_again(wanted=result or self.wanted)
@@ -202,7 +248,7 @@ class _Trial:
 
     def _result_in(self, crash: Crash, files: Files) -> Mapping[str, bytes] | None:
         """Return what is published on the disk, which must be whole, or None."""
-        result = _result_of(files)
+        result = result_of(files)
         if result and result != self.result_before:
             whole = self.recorded_as or self.wanted
             check_whole(result, whole)
@@ -221,7 +267,7 @@ class _Trial:
         return total if self.recorded_as else total - crash.safe_bytes
 
 
-def _result_of(files: Files) -> dict[str, bytes | None]:
+def result_of(files: Files) -> dict[str, bytes | None]:
     place = f"{DEST}/{TASK}"
     return {
         path.removeprefix(f"{place}/"): content
@@ -230,9 +276,9 @@ def _result_of(files: Files) -> dict[str, bytes | None]:
     }
 
 
-def _digest(files: Files, crash: Crash) -> bytes:
+def _digest(files: Files, known_by: object) -> bytes:
     """Return what is the same for disks of which the same is expected."""
-    digest = hashlib.blake2b(f"{crash.safe_bytes} {crash.is_published}".encode())
+    digest = hashlib.blake2b(repr(known_by).encode())
     for path, content in files.items():
         length = None if content is None else len(content)
         digest.update(f"\n{path}\n{length}\n".encode())

@@ -1,22 +1,24 @@
 """A disk that may lose its power: which operations it must remember, and which it may forget.
 
 As pessimistic as POSIX: a sync of a file keeps its bytes and its size and says nothing of its
-name; a sync of a directory keeps its names and says nothing of the directory's own. What was not
-synced may be kept or lost, each operation by itself and each sector of a write by itself. Only
-a rename is never half done.
+name; a sync of a directory keeps its names and says nothing of the directory's own. Of a mode, an
+owner and times, `fdatasync` says nothing either. What was not synced may be kept or lost, each
+operation by itself and each sector of a write by itself. Only a rename is never half done; from one
+directory to another, it is the other one's sync that keeps it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torture.recording import Kind, Operation
+from torture.recording import Facts, Kind, Operation
 
 __all__ = [
     "SECTOR_BYTES",
+    "Described",
     "Disk",
     "Effect",
     "Kept",
@@ -36,6 +38,7 @@ class Node:
     """A file or a directory, whatever it is called by now."""
 
     is_directory: bool
+    facts: Facts | None = None  # that it was made with; None: of no interest
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +65,22 @@ class Sized:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """Names of one directory that change at once: given to a file, or to nothing."""
+    """Names that change at once: given to a file, or to nothing."""
 
     node: Node  # the directory
     names: tuple[tuple[str, Node | None], ...]
+    left: tuple[Node, str] | None = None  # another directory, and the name that is gone from there
 
 
-Effect = Written | Sized | Named
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A mode, an owner and times, given to a file or a directory."""
+
+    node: Node
+    facts: Facts
+
+
+Effect = Written | Sized | Named | Described
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,12 +100,14 @@ class Tree:
     root: Node = field(default_factory=lambda: Node(is_directory=True))
     names: dict[Node, dict[str, Node]] = field(default_factory=dict)
     contents: dict[Node, bytearray] = field(default_factory=dict)
+    described: dict[Node, Facts] = field(default_factory=dict)
 
     def copy(self) -> Tree:
         return Tree(
             self.root,
             {node: dict(names) for node, names in self.names.items()},
             {node: bytearray(content) for node, content in self.contents.items()},
+            dict(self.described),
         )
 
     def node_at(self, path: str) -> Node:
@@ -108,11 +122,21 @@ class Tree:
         if isinstance(effect, Named):
             if kept.names:
                 self._rename(effect)
+        elif isinstance(effect, Described):
+            self.described[effect.node] = effect.facts
         elif isinstance(effect, Sized):
             if kept.size:
                 self._resize(effect)
         else:
             self._write(effect, kept)
+        if not isinstance(effect, Described):
+            self._pass_time(effect.node)
+
+    def _pass_time(self, node: Node) -> None:
+        """Forget the time that a file or a directory was given: it has another one now."""
+        facts = self.facts_of(node)
+        if facts is not None:
+            self.described[node] = replace(facts, mtime=None)
 
     def _rename(self, effect: Named) -> None:
         names = self.names.setdefault(effect.node, {})
@@ -121,6 +145,10 @@ class Tree:
                 names.pop(name, None)
             else:
                 names[name] = node
+        if effect.left is not None:
+            directory, name = effect.left
+            self.names.setdefault(directory, {}).pop(name, None)
+            self._pass_time(directory)
 
     def _resize(self, effect: Sized) -> None:
         content = self.contents.setdefault(effect.node, bytearray())
@@ -160,6 +188,15 @@ class Tree:
             path: None if node.is_directory else bytes(self.contents.get(node, b""))
             for path, node in self.nodes().items()
         }
+
+    def facts(self) -> dict[str, Facts]:
+        """Return what else is known of files and directories, by their paths."""
+        known = {path: self.facts_of(node) for path, node in self.nodes().items()}
+        return {path: facts for path, facts in known.items() if facts is not None}
+
+    def facts_of(self, node: Node) -> Facts | None:
+        """Return what else is known of a file or a directory, if anything is."""
+        return self.described.get(node, node.facts)
 
 
 _ALL = Kept()
@@ -206,7 +243,7 @@ class Disk:
         disk = cls()
         disk._by_inode[directory.stat().st_ino] = disk.live.root
         for path in sorted(directory.rglob("*")):
-            node = Node(is_directory=path.is_dir())
+            node = Node(path.is_dir(), Facts.of(path))
             disk._by_inode[path.stat().st_ino] = node
             parent, name = disk._place(path.relative_to(directory).as_posix())
             disk.live.apply(Named(parent, ((name, node),)))
@@ -247,18 +284,19 @@ class Disk:
         if operation.kind is Kind.MARK:
             self._marks.append(operation.path)
         elif operation.kind in (Kind.SYNC, Kind.DATASYNC):
-            self._sync(self._by_inode[operation.inode], operation.began)
-        elif operation.kind is not Kind.TOUCH:  # times decide nothing here
+            self._sync(operation)
+        else:
             effect = self._effect(operation)
             if effect is not None:
                 self.live.apply(effect)
                 self._pending.append((operation.number, effect))
 
-    def _sync(self, node: Node, began: int) -> None:
+    def _sync(self, operation: Operation) -> None:
         """Remember what was done to the node before the sync began."""
-        left = []
+        node, left = self._by_inode[operation.inode], []
         for number, effect in self._pending:
-            if effect.node is node and number < began:
+            is_covered = operation.kind is Kind.SYNC or not isinstance(effect, Described)
+            if effect.node is node and number < operation.began and is_covered:
                 self._synced.apply(effect)
             else:
                 left.append((number, effect))
@@ -276,12 +314,14 @@ class Disk:
         if kind is Kind.UNKNOWN:
             raise NotImplementedError(f"Nobody knows what a crash makes of {operation}")
         node = self._by_inode[operation.inode]
+        if kind is Kind.TOUCH:
+            return Described(node, operation.facts)
         if kind is Kind.WRITE:
             return Written(node, operation.offset, operation.data)
         return Sized(node, operation.length, grows_only=kind is Kind.RESERVE)
 
     def _made(self, operation: Operation) -> Named | None:
-        node = Node(is_directory=operation.kind is Kind.MKDIR)
+        node = Node(operation.kind is Kind.MKDIR, operation.facts)
         self._by_inode[operation.inode] = node  # it may have been another one's before
         if not operation.path:
             return None
@@ -291,11 +331,12 @@ class Disk:
     def _renamed(self, operation: Operation) -> Named:
         old, name = self._place(operation.path)
         new, other = self._place(operation.other)
-        if old is not new:
-            raise NotImplementedError(f"Nobody knows which directory's sync keeps {operation}")
         node = self.live.names[old][name]
-        gone = () if operation.kind is Kind.LINK else ((name, None),)
-        return Named(old, (*gone, (other, node)))
+        if operation.kind is Kind.LINK:
+            return Named(new, ((other, node),))
+        if old is not new:
+            return Named(new, ((other, node),), left=(old, name))
+        return Named(old, ((name, None), (other, node)))
 
     def _place(self, path: str) -> tuple[Node, str]:
         path = os.path.normpath(path)

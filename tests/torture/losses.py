@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from torture.disk import SECTOR_BYTES, Effect, Kept, Moment, Named, Sized, Tree, Written
+from torture.disk import SECTOR_BYTES, Effect, Kept, Moment, Named, Tree, Written
 from torture.recording import Kind
 
 __all__ = ["ALL_LOSSES", "Loss"]
@@ -94,11 +94,10 @@ def _any_of(
     junk: Callable[[int], bytes | None] = lambda _: None,
 ) -> Kept | None:
     fate = rng.choice(["kept", "lost", "torn"])
-    if fate == "lost" or (fate == "torn" and isinstance(effect, Named | Sized)):
+    if fate == "lost" or (fate == "torn" and not isinstance(effect, Written)):
         return None
     if fate == "kept":
         return Kept()
-    assert isinstance(effect, Written)
     likely = rng.choice([0.1, 0.5, 0.9])
     return Kept(size=rng.random() < 0.7, sectors=lambda _: rng.random() < likely, junk=junk)
 

@@ -6,23 +6,28 @@
  * is not held, and the record tells how many records there were when the sync began.
  *
  * BGE_TORTURE_ROOT is the directory, without links in its path, and BGE_TORTURE_LOG the log, which
- * lies elsewhere. Shared memory that a file is mapped into is not seen.
+ * lies elsewhere. Shared memory that a file is mapped into is not seen. With what is made, and with
+ * what changes a mode, an owner or times, come the facts that it has from then on.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/fs.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
 #include <unistd.h>
+#include <utime.h>
 
 #if __WORDSIZE != 64
 #error "offsets are passed in one register"
@@ -125,8 +130,11 @@ static int link_of(int fd, path_t place)
 
 static const char *path_of(int directory, const char *path, path_t place)
 {
+    int fd;
     if (log_fd < 0 || !path)
         return NULL;
+    if (sscanf(path, "/proc/self/fd/%d", &fd) == 1)
+        return link_of(fd, place) ? below_root(place) : NULL;
     if (path[0] == '/') {
         snprintf(place, PATH_MAX, "%s", path);
     } else if (directory == AT_FDCWD) {
@@ -147,6 +155,22 @@ static const char *path_of(int directory, const char *path, path_t place)
 static const char *path_of_open(int fd, path_t place)
 {
     return log_fd >= 0 && link_of(fd, place) ? below_root(place) : NULL;
+}
+
+struct facts {
+    uint32_t mode, uid, gid, unused;
+    uint64_t mtime;
+};
+
+/* Append one record with what a file or directory is from now on. */
+static void put_facts(struct record record, const char *path, const struct stat *found)
+{
+    struct facts facts = {.mode = found->st_mode & 07777, .uid = found->st_uid,
+                          .gid = found->st_gid,
+                          .mtime = found->st_mtim.tv_sec * 1000000000ULL + found->st_mtim.tv_nsec};
+    struct iovec piece = {.iov_base = &facts, .iov_len = sizeof facts};
+    record.inode = found->st_ino;
+    put(record, path, "", &piece, sizeof facts);
 }
 
 static uint64_t inode_of_open(int fd)
@@ -174,14 +198,12 @@ static int open_it(int directory, const char *path, int flags, mode_t mode)
     int is_nameless = (flags & O_TMPFILE) == O_TMPFILE;
     int was_there = !is_nameless && inode_of(directory, path) != 0;
     int fd = syscall(SYS_openat, directory, path, flags, mode);
-    if (fd >= 0) {
-        struct record record = {.kind = CREATE, .inode = inode_of_open(fd)};
-        if (!was_there) {
-            put(record, is_nameless ? "" : under, "", NULL, 0);
-        } else if (flags & O_TRUNC) {
-            record.kind = RESIZE;
-            put(record, under, "", NULL, 0);
-        }
+    struct stat facts;
+    if (fd >= 0 && !fstat(fd, &facts)) {
+        if (!was_there)
+            put_facts((struct record){.kind = CREATE}, is_nameless ? "" : under, &facts);
+        else if (flags & O_TRUNC)
+            put((struct record){.kind = RESIZE, .inode = facts.st_ino}, under, "", NULL, 0);
     }
     unlock_it();
     return fd;
@@ -379,15 +401,47 @@ ssize_t sendfile64(int out, int in, off64_t *offset, size_t count)
     return sendfile(out, in, offset, count);
 }
 
-ssize_t copy_file_range(int in, off64_t *from, int out, off64_t *to, size_t count, unsigned flags)
+int ioctl(int fd, unsigned long request, ...)
 {
-    return unknown(syscall(SYS_copy_file_range, in, from, out, to, count, flags), out,
-                   "copy_file_range");
+    va_list rest;
+    va_start(rest, request);
+    void *argument = va_arg(rest, void *);
+    va_end(rest);
+    int done = syscall(SYS_ioctl, fd, request, argument);
+    int clones = request == FICLONE || request == FICLONERANGE || request == FIDEDUPERANGE;
+    if (clones && done >= 0)
+        unknown(1, fd, "ioctl that clones");
+    return done;
 }
 
 ssize_t splice(int in, off64_t *from, int out, off64_t *to, size_t count, unsigned flags)
 {
     return unknown(syscall(SYS_splice, in, from, out, to, count, flags), out, "splice");
+}
+
+/* As writing what is read: the log has the bytes, however the file system shares them. */
+ssize_t copy_file_range(int in, off64_t *from, int out, off64_t *to, size_t count, unsigned flags)
+{
+    path_t place;
+    const char *under = path_of_open(out, place);
+    if (!under)
+        return syscall(SYS_copy_file_range, in, from, out, to, count, flags);
+    lock_it();
+    off64_t start = from ? *from : lseek(in, 0, SEEK_CUR);
+    off64_t offset = to ? *to : lseek(out, 0, SEEK_CUR);
+    ssize_t done = syscall(SYS_copy_file_range, in, from, out, to, count, flags);
+    if (done > 0) {
+        char *copied = malloc(done);
+        ssize_t read = copied ? syscall(SYS_pread64, in, copied, done, start) : -1;
+        struct iovec piece = {.iov_base = copied, .iov_len = done};
+        int is_known = read == done;
+        put((struct record){.kind = is_known ? WRITE : UNKNOWN, .inode = inode_of_open(out),
+                            .offset = offset, .length = done},
+            under, is_known ? "" : "copy_file_range", &piece, is_known ? done : 0);
+        free(copied);
+    }
+    unlock_it();
+    return done;
 }
 
 /* Syncs */
@@ -431,9 +485,41 @@ int fdatasync(int fd) { return sync_it(fd, DATASYNC, SYS_fdatasync); }
         return failed;                                                                            \
     } while (0)
 
+/* The same, with the facts. */
+#define ON_FACTS(kind_, directory, path, follow, call)                                            \
+    do {                                                                                          \
+        path_t place;                                                                             \
+        const char *under = path_of(directory, path, place);                                      \
+        if (!under)                                                                               \
+            return call;                                                                          \
+        lock_it();                                                                                \
+        int failed = call;                                                                        \
+        struct stat facts;                                                                        \
+        if (!failed && !fstatat(directory, path, &facts, follow))                                 \
+            put_facts((struct record){.kind = kind_}, under, &facts);                             \
+        unlock_it();                                                                              \
+        return failed;                                                                            \
+    } while (0)
+
+#define ON_FACTS_OF_OPEN(fd, call)                                                                \
+    do {                                                                                          \
+        path_t place;                                                                             \
+        const char *under = path_of_open(fd, place);                                              \
+        if (!under)                                                                               \
+            return call;                                                                          \
+        lock_it();                                                                                \
+        int failed = call;                                                                        \
+        struct stat facts;                                                                        \
+        if (!failed && !fstat(fd, &facts))                                                        \
+            put_facts((struct record){.kind = TOUCH}, under, &facts);                             \
+        unlock_it();                                                                              \
+        return failed;                                                                            \
+    } while (0)
+
 int mkdirat(int directory, const char *path, mode_t mode)
 {
-    ON_NAME(MKDIR, directory, path, syscall(SYS_mkdirat, directory, path, mode));
+    ON_FACTS(MKDIR, directory, path, AT_SYMLINK_NOFOLLOW,
+             syscall(SYS_mkdirat, directory, path, mode));
 }
 
 int mkdir(const char *path, mode_t mode) { return mkdirat(AT_FDCWD, path, mode); }
@@ -454,23 +540,118 @@ int symlinkat(const char *target, int directory, const char *path)
 
 int symlink(const char *target, const char *path) { return symlinkat(target, AT_FDCWD, path); }
 
+int mknodat(int directory, const char *path, mode_t mode, dev_t device)
+{
+    ON_NAME(UNKNOWN, directory, path, syscall(SYS_mknodat, directory, path, mode, device));
+}
+
+int mknod(const char *path, mode_t mode, dev_t device)
+{
+    return mknodat(AT_FDCWD, path, mode, device);
+}
+
+int mkfifoat(int directory, const char *path, mode_t mode)
+{
+    return mknodat(directory, path, mode | S_IFIFO, 0);
+}
+
+int mkfifo(const char *path, mode_t mode) { return mkfifoat(AT_FDCWD, path, mode); }
+
+/* Modes, owners and times */
+
+int fchmodat(int directory, const char *path, mode_t mode, int flags)
+{
+    if (flags) {
+        errno = EOPNOTSUPP;
+        return -1;
+    }
+    ON_FACTS(TOUCH, directory, path, 0, syscall(SYS_fchmodat, directory, path, mode));
+}
+
+int chmod(const char *path, mode_t mode) { return fchmodat(AT_FDCWD, path, mode, 0); }
+
+int fchmod(int fd, mode_t mode) { ON_FACTS_OF_OPEN(fd, syscall(SYS_fchmod, fd, mode)); }
+
+int fchownat(int directory, const char *path, uid_t owner, gid_t group, int flags)
+{
+    ON_FACTS(TOUCH, directory, path, flags & AT_SYMLINK_NOFOLLOW,
+             syscall(SYS_fchownat, directory, path, owner, group, flags));
+}
+
+int chown(const char *path, uid_t owner, gid_t group)
+{
+    return fchownat(AT_FDCWD, path, owner, group, 0);
+}
+
+int lchown(const char *path, uid_t owner, gid_t group)
+{
+    return fchownat(AT_FDCWD, path, owner, group, AT_SYMLINK_NOFOLLOW);
+}
+
+int fchown(int fd, uid_t owner, gid_t group)
+{
+    ON_FACTS_OF_OPEN(fd, syscall(SYS_fchown, fd, owner, group));
+}
+
 int utimensat(int directory, const char *path, const struct timespec times[2], int flags)
 {
-    ON_NAME(TOUCH, directory, path, syscall(SYS_utimensat, directory, path, times, flags));
+    ON_FACTS(TOUCH, directory, path, flags & AT_SYMLINK_NOFOLLOW,
+             syscall(SYS_utimensat, directory, path, times, flags));
 }
 
 int futimens(int fd, const struct timespec times[2])
 {
-    path_t place;
-    const char *under = path_of_open(fd, place);
-    int failed = syscall(SYS_utimensat, fd, NULL, times, 0);
-    if (under && !failed) {
-        lock_it();
-        put((struct record){.kind = TOUCH, .inode = inode_of_open(fd)}, under, "", NULL, 0);
-        unlock_it();
+    ON_FACTS_OF_OPEN(fd, syscall(SYS_utimensat, fd, NULL, times, 0));
+}
+
+static int touch_it(int directory, const char *path, const struct timeval times[2], int flags)
+{
+    struct timespec exact[2];
+    for (int which = 0; times && which < 2; which++)
+        exact[which] = (struct timespec){.tv_sec = times[which].tv_sec,
+                                         .tv_nsec = times[which].tv_usec * 1000};
+    return utimensat(directory, path, times ? exact : NULL, flags);
+}
+
+int utimes(const char *path, const struct timeval times[2])
+{
+    return touch_it(AT_FDCWD, path, times, 0);
+}
+
+int lutimes(const char *path, const struct timeval times[2])
+{
+    return touch_it(AT_FDCWD, path, times, AT_SYMLINK_NOFOLLOW);
+}
+
+int futimesat(int directory, const char *path, const struct timeval times[2])
+{
+    return touch_it(directory, path, times, 0);
+}
+
+int utime(const char *path, const struct utimbuf *times)
+{
+    struct timespec exact[2];
+    if (times) {
+        exact[0] = (struct timespec){.tv_sec = times->actime};
+        exact[1] = (struct timespec){.tv_sec = times->modtime};
     }
+    return utimensat(AT_FDCWD, path, times ? exact : NULL, 0);
+}
+
+int setxattr(const char *path, const char *name, const void *value, size_t size, int flags)
+{
+    ON_NAME(UNKNOWN, AT_FDCWD, path, syscall(SYS_setxattr, path, name, value, size, flags));
+}
+
+int fsetxattr(int fd, const char *name, const void *value, size_t size, int flags)
+{
+    int failed = syscall(SYS_fsetxattr, fd, name, value, size, flags);
+    if (!failed)
+        unknown(1, fd, "fsetxattr");
     return failed;
 }
+
+/* Changes of two names */
 
 static int on_two_names(enum kind kind, int from, const char *old, int to, const char *new,
                         unsigned flags)

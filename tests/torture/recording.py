@@ -7,6 +7,7 @@ import contextlib
 import enum
 import os
 import shutil
+import stat
 import struct
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Kind", "Operation", "build_recorder", "record"]
+__all__ = ["Facts", "Kind", "Operation", "build_recorder", "record"]
 
 HEAD = struct.Struct("=4I5Q")
+FACTS = struct.Struct("=4IQ")
 SOURCE = Path(__file__).with_name("recorder.c")
 
 
@@ -34,9 +36,26 @@ class Kind(enum.IntEnum):
     LINK = 9
     UNLINK = 10
     RMDIR = 11
-    TOUCH = 12  # times
+    TOUCH = 12  # mode, owner or times
     MARK = 13  # no operation: what the program knows to be safe
     UNKNOWN = 14  # something that the recorder sees and cannot tell
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a file or directory is, besides its bytes."""
+
+    mode: int
+    uid: int
+    gid: int
+    mtime: int | None  # in ns; None: by its last write, whenever that was
+
+    @classmethod
+    def of(cls, path: Path) -> Facts:
+        """Return those of what is there."""
+        found = path.lstat()
+        mode = stat.S_IMODE(found.st_mode)
+        return cls(mode=mode, uid=found.st_uid, gid=found.st_gid, mtime=found.st_mtime_ns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +72,15 @@ class Operation:
     offset: int
     length: int
     data: bytes
+
+    @property
+    def facts(self) -> Facts | None:
+        """Of what is made or touched: what it is from then on."""
+        if not self.data:
+            return None
+        mode, uid, gid, _, mtime = FACTS.unpack(self.data)
+        is_told = self.kind is Kind.TOUCH
+        return Facts(mode=mode, uid=uid, gid=gid, mtime=mtime if is_told else None)
 
     def __str__(self) -> str:
         """Return it as a line for people."""

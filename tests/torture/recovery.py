@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import ssl
 from collections.abc import AsyncIterator, Mapping
@@ -19,6 +20,7 @@ from downloader.retry import without_waiting
 from downloader.sandbox import Sandbox
 from downloader.transfer import Connections, StraightRoad, TransferOptions
 from state import AsyncStore, Phase, StateStore
+from torture.recording import Facts
 
 __all__ = [
     "DEST",
@@ -27,7 +29,9 @@ __all__ = [
     "Lost",
     "Recovery",
     "check_whole",
+    "facts_below",
     "files_below",
+    "insist",
     "recovering",
     "write_out",
 ]
@@ -68,10 +72,10 @@ class Recovery:
         self.sandbox.store.forget_requests()
         already = await self._fetch()
         again = self.moved
-        _insist(already is False or again == 0, f"{again} bytes were moved of a whole result")
+        insist(already is False or again == 0, f"{again} bytes were moved of a whole result")
         self._check_result(wanted)
-        _insist(await self._fetch(), "the second fetch did not find the result of the first")
-        _insist(self.moved == again, "the second fetch moved bytes")
+        insist(await self._fetch(), "the second fetch did not find the result of the first")
+        insist(self.moved == again, "the second fetch moved bytes")
         return again
 
     async def _fetch(self) -> bool:
@@ -84,14 +88,16 @@ class Recovery:
                     api=self.api,
                     store=store,
                     session=self.session,
-                    options=self._options(),
+                    options=FetchOptions(transfer=self.transfer, checksums=("sha256",)),
                 )
             (task,) = await store.call(StateStore.find_tasks, TASK)
-            _insist(task.phase is Phase.PUBLISHED, f"the state calls the task {task.phase}")
+            insist(task.phase is Phase.PUBLISHED, f"the state calls the task {task.phase}")
             return report.already_published
 
-    def _options(self) -> FetchOptions:
-        transfer = TransferOptions(
+    @property
+    def transfer(self) -> TransferOptions:
+        """What transfers are told: to be small."""
+        return TransferOptions(
             segments=2,
             first_length=64 * KIB,
             segment_size=64 * KIB,
@@ -99,12 +105,11 @@ class Recovery:
             connections=Connections(most_files=4),
             straight_road=self.road,
         )
-        return FetchOptions(transfer=transfer, checksums=("sha256",))
 
     def _check_result(self, wanted: Mapping[str, bytes]) -> None:
         beside = sorted(path.name for path in self.dest.iterdir())
-        _insist(TASK in beside, f"nothing was published: {beside}")
-        _insist(f"{TASK}.partial" not in beside, "the partial directory was left")
+        insist(TASK in beside, f"nothing was published: {beside}")
+        insist(f"{TASK}.partial" not in beside, "the partial directory was left")
         check_whole(files_below(self.dest / TASK), wanted)
 
 
@@ -116,14 +121,19 @@ def files_below(directory: Path) -> dict[str, bytes | None]:
     }
 
 
+def facts_below(directory: Path) -> dict[str, Facts]:
+    """Return what else there is to know of files and directories, by their relative paths."""
+    return {path.relative_to(directory).as_posix(): Facts.of(path) for path in directory.rglob("*")}
+
+
 def check_whole(found: Mapping[str, bytes | None], wanted: Mapping[str, bytes]) -> None:
     """Raise Lost unless what was found is a whole result."""
     names = {name for name, data in found.items() if data is not None}
-    _insist(names == {*wanted, *OTHERS}, f"what is published has {sorted(names)}")
+    insist(names == {*wanted, *OTHERS}, f"what is published has {sorted(names)}")
     wrong = [name for name in wanted if found[name] != wanted[name]]
-    _insist(not wrong, f"wrong bytes are published in {wrong}")
+    insist(not wrong, f"wrong bytes are published in {wrong}")
     manifest = json.loads(found["bge-manifest.json"] or b"")
-    _insist(len(manifest["files"]) == len(wanted), "the manifest names other files")
+    insist(len(manifest["files"]) == len(wanted), "the manifest names other files")
 
 
 def _road() -> StraightRoad:
@@ -135,13 +145,16 @@ def _road() -> StraightRoad:
     )
 
 
-def _insist(holds: bool, sentence: str) -> None:
+def insist(holds: bool, sentence: str) -> None:
+    """Raise Lost with that sentence unless it holds."""
     if not holds:
         raise Lost(sentence)
 
 
-def write_out(root: Path, files: Mapping[str, bytes | None]) -> None:
-    """Make these the files below the directory, and no others."""
+def write_out(
+    root: Path, files: Mapping[str, bytes | None], facts: Mapping[str, Facts] | None = None
+) -> None:
+    """Make these the files below the directory, and no others; with their facts, where told."""
     for entry in root.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
@@ -152,6 +165,11 @@ def write_out(root: Path, files: Mapping[str, bytes | None]) -> None:
             (root / path).mkdir()
         else:
             (root / path).write_bytes(content)
+    for path, known in (facts or {}).items():
+        os.chown(root / path, known.uid, known.gid)
+        (root / path).chmod(known.mode)
+        if known.mtime is not None:
+            os.utime(root / path, ns=(known.mtime, known.mtime))
 
 
 @contextlib.asynccontextmanager

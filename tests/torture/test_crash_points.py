@@ -40,3 +40,13 @@ async def test_a_resumed_fetch_survives_crashes(torture):
     tally = await torture.crash(await torture.record(), some_losses(40))
     torture.tell("a resumed fetch, here and there", tally)
     assert tally.failures == []
+
+
+async def test_a_repair_survives_crashes(torture):
+    """Each published file is what it was, or whole, and no copy stays in the way."""
+    damaged = await torture.damage()
+    recorded = await torture.record(deed="repair")
+    tally = await torture.crash_repair(recorded, some_losses(30), damaged)
+    torture.tell("a repair, here and there", tally)
+    assert tally.operations > 100, "less was recorded than a repair must do"
+    assert tally.failures == []

@@ -1,6 +1,7 @@
 """What a disk must remember, and what it may forget."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -18,7 +19,7 @@ from torture.losses import (
     sizes_lost,
     torn_with_junk,
 )
-from torture.recording import Kind, Operation
+from torture.recording import FACTS, Facts, Kind, Operation
 
 ROOT, FILE, FOLDER, INNER = 1, 2, 3, 4  # inodes
 NEW = b"new " * 2048
@@ -83,6 +84,34 @@ def written(script):
 def test_without_a_sync_nothing_needs_to_be_there(written):
     assert written.least() == {}
     assert written.disks(killed) == [{"a": NEW}]
+
+
+def test_a_rename_to_another_directory_is_kept_by_that_ones_sync(script):
+    script.do(Kind.MKDIR, "d", FOLDER).do(Kind.CREATE, "d/a", INNER).do(Kind.SYNC, "d", FOLDER)
+    script.do(Kind.SYNC, "", ROOT).do(Kind.RENAME, "d/a", INNER, other="b")
+    assert script.least() == {"d": None, "d/a": b""}
+    assert script.do(Kind.SYNC, "d", FOLDER).least() == {"d": None, "d/a": b""}
+    for loss in ALL_LOSSES:
+        whole = [{"d": None, "d/a": b""}, {"d": None, "b": b""}]
+        assert all(disk in whole for disk in script.disks(loss))
+    assert script.do(Kind.SYNC, "", ROOT).least() == {"d": None, "b": b""}
+
+
+def test_a_mode_and_times_are_kept_by_a_sync_that_is_no_datasync(script):
+    """Those that were not synced may be as they were; a write makes the time another one."""
+    made, meant = (FACTS.pack(mode, 7, 8, 0, 9) for mode in (0o644, 0o600))
+    script.do(Kind.CREATE, "a", data=made).do(Kind.SYNC, "", ROOT)
+    script.do(Kind.TOUCH, "a", data=meant)
+    first = Facts(mode=0o644, uid=7, gid=8, mtime=None)
+    for kind in (Kind.TOUCH, Kind.DATASYNC):
+        script.do(kind, "a", data=meant if kind is Kind.TOUCH else b"")
+        moment = script.end()
+        assert nothing_kept(moment, None).facts()["a"] == first
+        assert killed(moment, None).facts()["a"] == replace(first, mode=0o600, mtime=9)
+    script.do(Kind.SYNC, "a")
+    assert nothing_kept(script.end(), None).facts()["a"] == replace(first, mode=0o600, mtime=9)
+    script.do(Kind.WRITE, "a", data=b"x").do(Kind.DATASYNC, "a")
+    assert nothing_kept(script.end(), None).facts()["a"] == replace(first, mode=0o600)
 
 
 @pytest.mark.parametrize("kind", [Kind.SYNC, Kind.DATASYNC])

@@ -7,10 +7,17 @@ import pytest
 
 from torture.crashes import Tally, crashes
 from torture.losses import ALL_LOSSES, killed, nothing_kept, torn
-from torture.recorded import SABOTAGE
+from torture.recorded import SABOTAGE, SABOTAGE_OF_REPAIRS
 from torture.recording import Kind
 from torture.recovery import DEST, TASK, write_out
-from torture.scenes import FILES, OTHERS, half_way, while_publishing
+from torture.scenes import (
+    FILES,
+    OTHERS,
+    half_mended,
+    half_way,
+    while_publishing,
+    while_replacing,
+)
 
 RESULT = f"{DEST}/{TASK}"
 
@@ -111,4 +118,65 @@ async def test_a_fetch_that_goes_without_a_sync_is_found_out(torture, without):
     recorded = await torture.record(without=without)
     tally = await torture.crash(recorded, lambda *_: [nothing_kept])
     torture.tell(f"a fetch without {without}", tally)
+    assert tally.failures
+
+
+# Repairs
+
+
+async def all_are_mended(torture, called, damaged, *, road="straight"):
+    recorded = await torture.record(deed="repair", road=road)
+    tally = await torture.crash_repair(recorded, every_loss, damaged)
+    torture.tell(called, tally)
+    assert tally.failures == []
+
+
+@pytest.mark.parametrize("road", ["straight", "plain"])
+async def test_a_repair(torture, road):
+    await all_are_mended(torture, f"a repair, the {road} way", await torture.damage(), road=road)
+
+
+async def test_a_repair_of_a_vcf_that_is_gone(torture):
+    """It is new, and its index never older, whatever of the index's time is lost."""
+    await all_are_mended(
+        torture, "a repair of a VCF that is gone", await torture.damage(is_vcf_gone=True)
+    )
+
+
+@pytest.mark.parametrize("loss", [nothing_kept, torn, killed])
+async def test_a_resumed_repair(torture, loss):
+    """A second power loss, while the first is being mended."""
+    damaged = await torture.damage()
+    await torture.crashed(half_mended, loss, deed="repair")
+    await all_are_mended(torture, "a resumed repair", damaged)
+
+
+@pytest.mark.parametrize("loss", [nothing_kept, killed])
+async def test_a_repair_that_was_stopped_while_a_file_was_replaced(torture, loss):
+    damaged = await torture.damage()
+    await torture.crashed(while_replacing, loss, deed="repair")
+    await all_are_mended(torture, "a repair that was stopped while it replaced a file", damaged)
+
+
+async def test_a_power_loss_after_a_repair_was_killed(torture):
+    damaged, total = await torture.damage(), Tally()
+    first = await torture.record(deed="repair")
+    for killing in crashes(first, lambda _, last: [killed] if changes_names(last) else []):
+        if killing is not None:
+            torture.leave(killing)
+            before = first.before.found_by_another(torture.root)
+            second = await torture.record(deed="repair", before=before)
+            tally = await torture.crash_repair(second, lambda *_: [nothing_kept], damaged)
+            tally.failures = [f"{killing}; {failure}" for failure in tally.failures]
+            total.add(tally)
+    torture.tell("repairs after every kill that came after a change of names", total)
+    assert not total.failures, "\n".join(total.failures)
+
+
+@pytest.mark.parametrize("without", SABOTAGE_OF_REPAIRS)
+async def test_a_repair_that_goes_without_a_sync_is_found_out(torture, without):
+    damaged = await torture.damage()
+    recorded = await torture.record(deed="repair", without=without)
+    tally = await torture.crash_repair(recorded, lambda *_: [nothing_kept], damaged)
+    torture.tell(f"a repair without {without}", tally)
     assert tally.failures

@@ -1,12 +1,13 @@
 """The recorder sees everything: what it recorded, done again, gives the same files."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 
 from torture.disk import Disk
 from torture.recording import Kind, record
-from torture.recovery import files_below
+from torture.recovery import facts_below, files_below
 
 EVERY_CALL = """
 import ctypes, os, shutil, sqlite3, sys, threading
@@ -38,6 +39,18 @@ os.replace("b/other", "b/third", src_dir_fd=here, dst_dir_fd=here)
 open("a/target", "w").write("to be replaced")
 os.rename("a/second", "a/target")
 os.utime("a/target", ns=(1, 1))
+copy = os.open("copy", os.O_WRONLY | os.O_CREAT, 0o644)
+assert os.copy_file_range(one, copy, 7, 3, 1000) == 7
+os.fchmod(copy, 0o640)
+os.chmod("a/b/one", 0o640)
+os.chmod("b/one", 0o641, dir_fd=here)
+os.chmod(f"/proc/self/fd/{copy}", 0o600)
+os.chown("a/target", os.getuid(), os.getgid())
+os.fchown(copy, os.getuid(), -1)
+os.utime(copy, ns=(5, 6))
+os.mkdir("elsewhere", 0o700)
+os.chmod("elsewhere", 0o750)
+os.rename("copy", "elsewhere/copy")
 nameless = os.open("a", os.O_TMPFILE | os.O_RDWR, 0o600)
 os.write(nameless, b"nowhere")
 os.mkdir("gone", dir_fd=here)
@@ -82,6 +95,11 @@ async def test_whatever_is_done_to_files_is_recorded(recorder, root):
     for _ in disk.moments(operations):
         pass
     assert disk.live.files() == files_below(root)
+    there = facts_below(root)
+    for path, facts in disk.live.facts().items():
+        assert facts in (there[path], replace(there[path], mtime=None))
+    assert there["elsewhere/copy"].mode == 0o600
+    assert {disk.live.facts()[path].mtime for path in ("a/target", "elsewhere/copy")} == {1, 6}
     assert {one.kind for one in operations} == {*Kind} - {Kind.UNKNOWN}
     assert operations[-1].path == "the end"
     assert len({one.thread for one in operations}) == 5
@@ -98,7 +116,7 @@ async def test_what_is_done_elsewhere_is_not(recorder, root):
     "code",
     [
         "os.symlink('nowhere', 'link')",
-        "os.mkdir('d'); open('f', 'w'); os.rename('f', 'd/f')",
+        "os.mkfifo('pipe')",
         "open('a', 'w').write('x'); os.sendfile(os.open('b', 65), os.open('a', 0), 0, 1)",
     ],
 )
