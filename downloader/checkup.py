@@ -26,6 +26,7 @@ from downloader.errors import (
     PlatformUnavailable,
     redacted,
 )
+from downloader.network import proxy_url
 from downloader.proving import MAX_AT_WORK
 from downloader.units import counted, format_bytes, format_seconds
 from state import StateError, look_at
@@ -87,9 +88,18 @@ def _environment() -> Iterator[Diagnosis]:
             mend=f"chmod 600 {path}",
         )
     proxies = urllib.request.getproxies()
+    proxies.pop("no", None)  # the hosts that are reached without one
     if proxies:
-        shown = ", ".join(f"{scheme} by {redacted(url)}" for scheme, url in proxies.items())
+        shown = ", ".join(f"{scheme} by {_shown_proxy(url)}" for scheme, url in proxies.items())
         yield Diagnosis(what="proxy", verdict="ok", found=shown)
+
+
+def _shown_proxy(named: str) -> str:
+    """Return a proxy's address without what may be a secret, as a password with a raw `/` is."""
+    proxy = proxy_url(named)
+    if proxy is None or ("@" in named and proxy.user is None):
+        return "an address that cannot be used"
+    return str(proxy.origin())
 
 
 async def _platform(settings: Settings) -> list[Diagnosis]:

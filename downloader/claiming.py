@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,14 @@ from downloader.syncing import make_directories
 from downloader.task_result import CLAIM_NAME, PARTIAL_SUFFIX
 from downloader.transfer.part_file import disk_error
 
-__all__ = ["is_claimed_by", "is_kept_for_one", "locked"]
+__all__ = [
+    "is_claimed_by",
+    "is_kept_for_one",
+    "is_strangers",
+    "locked",
+    "refuse_strangers",
+    "take_lock",
+]
 
 MAX_CLAIM_BYTES = 1000
 
@@ -29,13 +37,14 @@ def locked(directory: Path) -> Iterator[int]:
     """Make the directory, keep every other process on this host out of it, and give it open.
 
     Raises:
-        DestinationTaken: another process, with another state file, works in it.
+        DestinationTaken: another process, with another state file, works in it, or it is a
+            stranger's.
         DiskError: it cannot be made, or something else stands in its place.
     """
     with contextlib.ExitStack() as stack:
         descriptor = _locked(directory)
         stack.callback(os.close, descriptor)
-        if not _is_locked(descriptor):
+        if not take_lock(descriptor):
             stack.callback(os.close, _locked_beside(directory))
         yield descriptor
 
@@ -44,12 +53,58 @@ def is_kept_for_one(directory: Path) -> bool:
     """Tell whether the lock that we hold keeps others out: some are granted to everybody."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        _is_locked(descriptor)
+        take_lock(descriptor)
     except BlockingIOError:
         return True
     finally:
         os.close(descriptor)
     return False
+
+
+def refuse_strangers(directory: Path, *facts: os.stat_result) -> None:
+    """Raise DestinationTaken if a directory is a stranger's: he could change the result.
+
+    `facts` are those of the directory, and of a link to it.
+    """
+    for each in facts:
+        if is_strangers(directory, each):
+            raise DestinationTaken(
+                f"{directory} is not believed: it belongs to another user (uid {each.st_uid}), and "
+                f"everybody may write to {directory.parent}; move it away or choose another --dest"
+            )
+
+
+def is_strangers(directory: Path, facts: os.stat_result) -> bool:
+    """Tell whether just anybody may have put a directory into the destination.
+
+    If everybody may write there, it has to be ours, root's or the destination's owner's. In any
+    other destination, somebody has chosen who may.
+    """
+    dest = directory.parent
+    about_dest = dest.stat()
+    is_everybodys = bool(about_dest.st_mode & stat.S_IWOTH)
+    is_known = facts.st_uid in (os.geteuid(), 0, about_dest.st_uid)
+    return is_everybodys and not is_known and facts.st_uid != _our_uid_in(dest)
+
+
+def _our_uid_in(dest: Path) -> int:
+    """Return whose the files are that we make there: NFS makes root's files nobody's."""
+    try:
+        with tempfile.TemporaryFile(dir=dest) as probe:
+            return os.fstat(probe.fileno()).st_uid
+    except OSError:  # read-only, or full: whoever is doubtful stays a stranger
+        return os.geteuid()
+
+
+def take_lock(descriptor: int) -> bool:
+    """Take the lock, and tell whether there are any; BlockingIOError if somebody else has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def is_claimed_by(identity: str, folder: int, directory: Path) -> bool:
@@ -110,7 +165,8 @@ def _locked(directory: Path) -> int:
             with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as in_vain:
                 descriptor = os.open(directory, flags)
                 in_vain.callback(os.close, descriptor)
-                _is_locked(descriptor)
+                refuse_strangers(directory, os.fstat(descriptor))
+                take_lock(descriptor)
                 if os.path.samestat(os.fstat(descriptor), os.lstat(directory)):
                     in_vain.pop_all()
                     return descriptor
@@ -132,7 +188,7 @@ def _locked_beside(directory: Path) -> int:
     except OSError as error:
         raise disk_error(error, path, "made") from error
     try:
-        _is_locked(descriptor)
+        take_lock(descriptor)
     except BlockingIOError:
         os.close(descriptor)
         raise _taken(directory) from None
@@ -143,14 +199,3 @@ def _taken(directory: Path) -> DestinationTaken:
     return DestinationTaken(
         f"Another process is working in {directory}; wait for it, or choose another --dest"
     )
-
-
-def _is_locked(descriptor: int) -> bool:
-    """Take the lock, and tell whether there are any; BlockingIOError if somebody else has it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:
-        return False
-    return True

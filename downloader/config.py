@@ -42,6 +42,7 @@ from downloader.setting_sources import (
     xdg_directory,
 )
 from downloader.timetable import Window
+from state.addresses import holds_password
 
 __all__ = [
     "SettingDoc",
@@ -338,13 +339,19 @@ def exposed_secrets() -> list[Path]:
     Raises:
         InvalidSettings: a settings file cannot be read.
     """
-    holders = [file for file in config_paths() if {*SECRETS} & {*_file_layer(file).values}]
+    holders = [file for file in config_paths() if _holds_secret(_file_layer(file))]
     for layer in _outer_layers():
         named = [layer.values.get(f"{name}_file") for name in SECRETS]
         # `~` without Path, which raises where there is no such user.
         holders += [Path(os.path.expanduser(file)) for file in named if isinstance(file, str)]  # noqa: PTH111
     present = filter(is_there, dict.fromkeys(holders))
     return [file for file in present if file.stat().st_mode & GROUP_AND_OTHERS]
+
+
+def _holds_secret(layer: Layer) -> bool:
+    # The address of a webhook often is one: whoever knows a chat service's may post there.
+    has_one = not {*SECRETS, "webhook"}.isdisjoint(layer.values)
+    return has_one or holds_password(str(layer.values.get("state", "")))
 
 
 def unknown_environment() -> list[tuple[str, str | None]]:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from downloader.errors import InvalidSettings
-from downloader.hosts import is_loopback
+from downloader.hosts import http_parts, is_loopback
 from downloader.logs import printable
 
 __all__ = ["VARIABLES", "check_command", "check_webhook"]
@@ -57,12 +56,8 @@ def check_webhook(url: str) -> None:
         InvalidSettings: it is no https address, or holds what is not sent.
     """
     expected = "expected an address such as https://hooks.example.org/bge"
-    try:
-        parts = urlsplit(url)
-        is_whole = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_whole = False
-    if not is_whole or not _PLAIN.fullmatch(url):
+    parts = http_parts(url)
+    if parts is None or not _PLAIN.fullmatch(url):
         raise InvalidSettings(f"The webhook is no http address in plain ASCII; {expected}")
     if parts.username is not None or parts.password is not None:
         raise InvalidSettings(f"The webhook's address carries a user name; {expected}")

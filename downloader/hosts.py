@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from downloader.errors import HostNotAllowed, redacted
 
-__all__ = ["HostRules", "is_loopback"]
+__all__ = ["HostRules", "http_parts", "is_loopback"]
 
 # Readers differ in what else they take for a host: `[::1].oss.com`, `evil.com%2f.oss.com`, or a
 # full-width dot. A host in another script has an ASCII form (RFC 5891), which links use.
@@ -135,6 +135,17 @@ def _is_known(patterns: tuple[str, ...], scheme: str, netloc: str) -> bool:
     except HostNotAllowed:
         return False
     return True
+
+
+def http_parts(url: str) -> SplitResult | None:
+    """Return the parts of an address by http or https that can be connected to; None of another."""
+    try:
+        parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")  # an empty label, or a longer one than there is
+        is_whole = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return None
+    return parts if is_whole else None
 
 
 def is_loopback(host: str) -> bool:

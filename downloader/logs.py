@@ -48,6 +48,8 @@ _SECRET = re.compile(
     r"(=|%(?:25)*3d|['\"]\s*:\s*['\"])[^&\s'\"<>]+"
 )
 
+_LINE_END = re.compile(r"\r\n|\r|\n")
+
 
 def scrubbed(text: str) -> str:
     """Return the text with the values of secret parameters taken out."""
@@ -66,7 +68,9 @@ def printable(text: str) -> str:
 
 def safe_lines(text: str) -> list[str]:
     """Return the lines of a message, each printable and without secrets."""
-    return [printable(line) for line in scrubbed(text).splitlines()]
+    # No `splitlines`: what only Unicode takes for a line's end is made printable instead.
+    lines = _LINE_END.split(scrubbed(text).rstrip("\r\n")) if text else []
+    return [printable(line) for line in lines]
 
 
 def one_line(text: str, limit: int) -> str:

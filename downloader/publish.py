@@ -17,7 +17,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from pathlib import Path
 
-from downloader.claiming import is_claimed_by, is_kept_for_one, locked
+from downloader.claiming import (
+    is_claimed_by,
+    is_kept_for_one,
+    is_strangers,
+    locked,
+    refuse_strangers,
+)
 from downloader.errors import DestinationTaken, DiskError, VerificationFailed
 from downloader.folders import Folders, linkless
 from downloader.manifest import Manifest, ManifestFile, read_manifest
@@ -33,7 +39,7 @@ from downloader.placing import (
     write_sums,
 )
 from downloader.syncing import make_directories, sync_directory, sync_names, write_synced
-from downloader.task_result import CLAIM_NAME, MANIFEST_NAME, PART_SUFFIX, PARTIAL_SUFFIX
+from downloader.task_result import ASIDE, CLAIM_NAME, MANIFEST_NAME, PART_SUFFIX, PARTIAL_SUFFIX
 from downloader.transfer.part_file import disk_error
 
 __all__ = ["Manifest", "ManifestFile", "ResultDirectory", "read_manifest"]
@@ -58,6 +64,7 @@ class ResultDirectory:
         # Links above it are the user's; a link that comes into the way later is an intruder's.
         self._real_dest = os.path.realpath(dest)
         self._identity: str | None = None  # of the state that we hold the partial directory for
+        self._held: Identity | None = None  # the directory of the ordinary name that we hold
         self._seen: Identity | None = None  # what stood in the result's place when it was judged
 
     def check_writable(self) -> None:
@@ -83,20 +90,45 @@ class ResultDirectory:
 
         Raises:
             DestinationTaken: something that is not ours stands in the result's place.
+            DiskError: it cannot be read.
         """
-        self._seen = None
-        if not os.path.lexists(self.final):
+        self._seen = self._what_is_there()
+        if self._seen is None:
             return None
-        with contextlib.suppress(FileNotFoundError):
-            self._seen = identity_in(os.lstat(self.final))
-        manifest = read_manifest(self.final)
+        manifest = self._manifest()
         if manifest is None or manifest.task_id != self.task_id:
             raise DestinationTaken(
                 f"{self.final} exists and is no published result of this task; move it away or "
                 "choose another --dest"
             )
-        sync_names([self.dest])  # whoever renamed it may have been killed before he came to that
+        try:
+            # Whoever renamed it may have been killed before he came to that.
+            sync_names([self.dest])
+        except OSError as error:
+            raise disk_error(error, self.dest, "synced") from error
         return manifest
+
+    def _what_is_there(self) -> Identity | None:
+        """Return what stands in the result's place; None if nothing does."""
+        try:
+            return identity_in(os.lstat(self.final))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise disk_error(error, self.final, "looked at") from error
+
+    def _manifest(self) -> Manifest | None:
+        """Return the manifest in the result's place, of nobody whom we do not believe."""
+        try:
+            facts = os.lstat(self.final)
+            self._seen = identity_in(facts)
+            with _looked_into(self.final) as folder:
+                refuse_strangers(self.final, facts, os.fstat(folder))
+                return read_manifest(self.final, folder=folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise disk_error(error, self.final, "read") from error
 
     def missing_or_short(self, manifest: Manifest) -> list[str]:
         """Return the names of published files that are gone or have another size."""
@@ -121,7 +153,7 @@ class ResultDirectory:
                 there meanwhile, which stays.
         """
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        aside = _unused(self.dest / f"{self.task_id}.damaged-{stamp}")
+        aside = _unused(self.dest / f"{self.task_id}{ASIDE}{stamp}")
         try:
             self.final.rename(aside)
             if self._seen not in (None, identity_in(os.lstat(aside))):
@@ -149,10 +181,17 @@ class ResultDirectory:
         self.partial, self._identity = self._ordinary, identity
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(locked(self.partial))
+            self._held = self._identity_of(folder)
             if identity is not None and not self._is_ours(folder, identity):
                 self.partial = self._own(identity)
                 stack.enter_context(locked(self.partial))
             yield
+
+    def _identity_of(self, folder: int) -> Identity:
+        try:
+            return identity_in(os.fstat(folder))
+        except OSError as error:
+            raise disk_error(error, self.partial, "looked at") from error
 
     def _own(self, identity: str) -> Path:
         # No task id has a `~`: it is the partial directory of no other task.
@@ -169,6 +208,7 @@ class ResultDirectory:
     def _folders(self) -> Iterator[Folders]:
         """Open the partial directory; a link in its place or above it is an OSError."""
         with _opened(f"{self._real_dest}/{self.partial.name}") as folders:
+            refuse_strangers(self.partial, os.fstat(folders.root))  # it may be another one by now
             yield folders
 
     def part_path(self, name: str) -> Path:
@@ -320,21 +360,43 @@ class ResultDirectory:
                     raise disk_error(error, partial, "deleted") from error
 
     def _every_partial(self) -> list[Path]:
-        others = self.dest.glob(f"{self.task_id}~*{PARTIAL_SUFFIX}")
-        return [partial for partial in (self._ordinary, *others) if partial.is_dir()]
+        try:
+            # No `glob`: it keeps every pattern, compiled, for as long as a service lives.
+            names = os.listdir(self.dest)  # noqa: PTH208 - there may be many
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise disk_error(error, self.dest, "listed") from error
+        others = [
+            self.dest / name
+            for name in names
+            if name.startswith(f"{self.task_id}~") and name.endswith(PARTIAL_SUFFIX)
+        ]
+        there = (partial for partial in (self._ordinary, *others) if partial.is_dir())
+        return [partial for partial in there if not self._is_strangers(partial)]
+
+    def _is_strangers(self, partial: Path) -> bool:
+        try:
+            return is_strangers(partial, os.lstat(partial))
+        except FileNotFoundError:
+            return False  # it has gone, as every one may
+        except OSError as error:
+            raise disk_error(error, partial, "looked at") from error
 
     def _clear_others(self, names: Set[str]) -> None:
         """Remove what other states have received of a result that is published by now.
 
         Not where locks are granted to everybody: somebody may be at work there.
         """
-        for partial in self._every_partial():
-            with contextlib.suppress(OSError, DestinationTaken, DiskError):
-                self._clear(partial, names)
+        with contextlib.suppress(DiskError):
+            for partial in self._every_partial():
+                with contextlib.suppress(OSError, DestinationTaken, DiskError):
+                    self._clear(partial, names)
 
     def _clear(self, partial: Path, names: Set[str]) -> None:
         with contextlib.ExitStack() as stack:
-            if partial != self._ordinary:  # which is held by us
+            # Ours has another name by now, and somebody may have begun anew under the old one.
+            if identity_in(os.lstat(partial)) != self._held:
                 stack.enter_context(locked(partial))
             if is_kept_for_one(partial):
                 clear(stack.enter_context(_opened(f"{self._real_dest}/{partial.name}")), names)
@@ -355,12 +417,18 @@ class ResultDirectory:
 
 @contextlib.contextmanager
 def _opened(directory: str) -> Iterator[Folders]:
-    root = linkless(directory)
+    with linkless(directory) as root, Folders(root) as folders:
+        yield folders
+
+
+@contextlib.contextmanager
+def _looked_into(directory: Path) -> Iterator[int]:
+    """Open a directory to reach what is in it; a link to it is followed."""
+    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with Folders(root) as folders:
-            yield folders
+        yield descriptor
     finally:
-        os.close(root)
+        os.close(descriptor)
 
 
 class _PartPaths(Mapping[str, Path]):

@@ -29,6 +29,7 @@ from downloader.units import (
     plain_bytes,
     plain_seconds,
 )
+from state.addresses import is_no_path
 
 __all__ = [
     "Kind",
@@ -248,7 +249,10 @@ def state_location() -> Kind:
             if not value.strip().startswith(STATE_SCHEMES):
                 raise ValueError("the state can be kept in SQLite and PostgreSQL only")
             return value.strip()
-        return str(_expanded(value))
+        path = str(_expanded(value))
+        if is_no_path(path):
+            raise ValueError("it would be shown, with the password in it")
+        return path
 
     expected = "a path, or a sqlite:///, or a postgresql+psycopg:// URL"
     return Kind("path or URL", expected, parse, _shown_url, sensitive=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from downloader.errors import InvalidSettings, MissingCredentials
+from downloader.ordinary import open_ordinary
+from state.addresses import holds_password
 
 __all__ = [
     "Layer",
@@ -89,13 +92,18 @@ def flag_layer(flags: Mapping[str, object], known: Sequence[str]) -> Layer:
     """Return what the command line gives; None is a flag that was not given.
 
     Raises:
-        InvalidSettings: a name is no setting's, or it is the secret.
+        InvalidSettings: a name is no setting's, it is the secret, or it is a state with a password.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     if "app_secret" in given:
         raise InvalidSettings(
             "app_secret is never an argument, because every user of a machine can see those; "
             "set BGE_APP_SECRET, or BGE_APP_SECRET_FILE to a file that holds it"
+        )
+    if holds_password(str(given.get("state", ""))):
+        raise InvalidSettings(
+            "The password of a state is never an argument, because every user of a machine can see "
+            "those; set BGE_STATE to the URL, or leave the password to ~/.pgpass"
         )
     for name in given:
         _refuse_unknown(name, known, "The command line")
@@ -113,7 +121,8 @@ def file_layer(file: Path, known: Sequence[str]) -> Layer:
     """Return what a TOML file gives; a file that is not there gives nothing.
 
     Raises:
-        InvalidSettings: it cannot be read, is not TOML, or has a key that is no setting's.
+        InvalidSettings: it cannot be read, is not TOML, has a key that is no setting's, or is in
+            the working directory and may be somebody else's.
     """
     values = _read_toml(file)
     for name in values:
@@ -172,7 +181,11 @@ def read_credential(file: Path) -> str:
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        descriptor = open_ordinary(file, follows_links=True)
+        with os.fdopen(descriptor, encoding="utf-8-sig") as opened:
+            if not file.is_absolute():
+                _refuse_planted(file, os.fstat(descriptor))
+            return tomllib.loads(opened.read())
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
@@ -187,6 +200,33 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise InvalidSettings(f"The file {file} is not UTF-8 text, which TOML must be") from None
     except tomllib.TOMLDecodeError as error:
         raise InvalidSettings(f"The file {file} is not valid TOML: {error}") from None
+    except (ValueError, RecursionError):  # limits of Python's own, whose words are for programmers
+        raise InvalidSettings(
+            f"The file {file} has a number with too many digits, or brackets that are too deep"
+        ) from None
+
+
+def _refuse_planted(file: Path, found: os.stat_result) -> None:
+    """Refuse a file in the working directory that somebody else may have put or changed there.
+
+    Settings name commands to run. In a folder that everybody may write to, as /tmp, nobody but
+    the owner of a file can replace it, if the sticky bit is set; a link there has its own owner.
+    """
+    is_trusted = {0, os.geteuid()}.__contains__
+    folder = file.parent.stat()
+    if not is_trusted(found.st_uid) or not is_trusted(file.lstat().st_uid):
+        reason, mend = "belongs to another user", "make it yours (chown)"
+    elif found.st_mode & stat.S_IWOTH:
+        reason, mend = "may be written by everybody", f"take that from them (chmod o-w {file})"
+    elif folder.st_mode & stat.S_IWOTH and not folder.st_mode & stat.S_ISVTX:
+        reason = "is in a folder in which everybody may replace it"
+        mend = "take that from them (chmod o-w .)"
+    else:
+        return
+    raise InvalidSettings(
+        f"The file {file} in the working directory {reason}, and settings can name commands to "
+        f"run; {mend}, move it to ~/.config/bge-downloader/config.toml, or work elsewhere"
+    )
 
 
 def _refuse_unknown(name: str, known: Sequence[str], place: str) -> None:

@@ -40,7 +40,10 @@ def _setting(flag: str, metavar: str, meaning: str) -> object:
 
 Dest = Annotated[Text, _setting("--dest", "DIR", "Where results go: DIR/TASK_ID. [default: .]")]
 State = Annotated[
-    Text, _setting("--state", "PATH|URL", "State file, or a postgresql+psycopg:// URL.")
+    Text,
+    _setting(
+        "--state", "PATH|URL", "State file, or a postgresql+psycopg:// URL without its password."
+    ),
 ]
 Endpoint = Annotated[Text, _setting("--endpoint", "URL", "The platform.")]
 Deadline = Annotated[

@@ -9,12 +9,13 @@ What reads them is loaded for the first file that has a check: without a VCF nob
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from downloader.errors import DiskError, VerificationFailed
+from downloader.errors import VerificationFailed, disk_error
 from downloader.verify.flaw import Flaw, Stop, Stopped, never
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ def check_path(path: Path, *, level: Level, stopped: Stop = never) -> list[str]:
     for neighbour in (data, *(data.with_name(data.name + suffix) for suffix in INDEX_SUFFIXES)):
         if neighbour.is_file():
             files[neighbour.name] = neighbour
+        elif os.path.lexists(neighbour):  # htslib opens it by itself, and would wait for a pipe
+            raise VerificationFailed(f"{neighbour.name} beside it is no file; move it away")
     warnings = check_result(files, level=level, stopped=stopped)
     for name, index_path in files.items():
         if _is_index(name) and data.name in files and _is_older(index_path, data):
@@ -105,13 +108,13 @@ class _Check:
     stopped: Stop
 
     def one_vcf(self, name: str) -> list[str]:
-        from downloader.verify import pair, vcf
+        from downloader.verify import pair, vcf, vcf_text
 
         self.on_file(name)
         path = self.files[name]
         indexes = [name + suffix for suffix in INDEX_SUFFIXES if name + suffix in self.files]
         with _named(name):
-            blocks = self._blocks(path)
+            blocks = self._blocks(path, on_block=vcf_text.LineBound().add)
             records = vcf.read_records(
                 path,
                 shift=min(map(self._shift, indexes), default=14),
@@ -131,9 +134,15 @@ class _Check:
             self.on_file(index)
             with _named(index):
                 if blocks is not None:
-                    pair.check_index(self.files[index], path, blocks=blocks, records=records)
+                    pair.check_index(
+                        self.files[index],
+                        path,
+                        blocks=blocks,
+                        records=records,
+                        stopped=self.stopped,
+                    )
                 else:
-                    found = pair.check_index_quickly(self.files[index], path)
+                    found = pair.check_index_quickly(self.files[index], path, stopped=self.stopped)
                     warnings += [f"{index}: {warning}." for warning in found]
         return warnings
 
@@ -145,14 +154,14 @@ class _Check:
 
                 self.on_file(name)
                 self._blocks(path)
-                pair.check_tables(path)
+                pair.check_tables(path, stopped=self.stopped)
                 if _data_name(name) not in self.files:
                     return [f"{name}: the file that it is an index of is not there."]
             elif name.lower().endswith(".vcf"):
                 from downloader.verify import vcf
 
                 self.on_file(name)
-                vcf.check_header(path)
+                vcf.check_header(path, stopped=self.stopped)
             elif name.lower().endswith(COMPRESSED_SUFFIXES):
                 self._compressed(name)
         return []
@@ -164,11 +173,13 @@ class _Check:
             self.on_file(name)
             self._blocks(self.files[name])
 
-    def _blocks(self, path: Path) -> bgzf.BlockMap | None:
+    def _blocks(
+        self, path: Path, *, on_block: Callable[[bgzf.Block, bytes], None] | None = None
+    ) -> bgzf.BlockMap | None:
         from downloader.verify import bgzf
 
         if self.full:
-            return bgzf.check_blocks(path, stopped=self.stopped)
+            return bgzf.check_blocks(path, on_block=on_block, stopped=self.stopped)
         bgzf.check_ends(path)
         return None
 
@@ -177,7 +188,7 @@ class _Check:
 
         with _named(index):
             self._blocks(self.files[index])
-            return pair.index_shift(self.files[index])
+            return pair.index_shift(self.files[index], stopped=self.stopped)
 
 
 def _ignore(_: str) -> None:
@@ -208,5 +219,6 @@ def _named(name: str) -> Iterator[None]:
     except Flaw as flaw:
         raise VerificationFailed(f"{name} {flaw}.", name=name) from flaw
     except OSError as error:
-        sentence = f"{name} cannot be read: {error.strerror or error}."
-        raise DiskError(sentence, name=name) from error
+        told = disk_error(error, Path(name), "read")
+        told.name = name
+        raise told from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -34,6 +34,7 @@ __all__ = [
     "is_block_at",
     "iter_blocks",
     "iter_data",
+    "iter_intact",
 ]
 
 READ_BUFFER = 1 << 20
@@ -103,16 +104,41 @@ def iter_blocks(path: Path) -> Iterator[Block]:
             yield block
 
 
-def iter_data(path: Path) -> Iterator[bytes]:
-    """Yield the decompressed bytes block by block; a damaged block is a Flaw."""
+def iter_intact(
+    path: Path, *, start: int = 0, stopped: Stop = never
+) -> Iterator[tuple[Block, bytes]]:
+    """Yield every block from offset `start` on with its decompressed bytes.
+
+    Raises:
+        Flaw: at a damaged block.
+        Stopped: as `stopped` wished; it is asked before each block.
+    """
     with path.open("rb", buffering=READ_BUFFER) as file:
-        for block, data in _walk(file):
+        for block, data in _walk(file, start):
+            if stopped():
+                raise Stopped
             _insist_on_crc(block)
-            yield data
+            yield block, data
 
 
-def check_blocks(path: Path, *, stopped: Stop = never) -> BlockMap:
+def iter_data(path: Path, *, stopped: Stop = never) -> Iterator[bytes]:
+    """Yield the decompressed bytes block by block; a damaged block is a Flaw."""
+    for _, data in iter_intact(path, stopped=stopped):
+        yield data
+
+
+def check_blocks(
+    path: Path,
+    *,
+    on_block: Callable[[Block, bytes], None] | None = None,
+    stopped: Stop = never,
+) -> BlockMap:
     """Walk the whole file and return its blocks, every one of them proved by its CRC-32.
+
+    Args:
+        path: the file.
+        on_block: hears of each block and what it holds, once it is proved.
+        stopped: asked before each block whether to give up.
 
     Raises:
         Flaw: a damaged block, a missing end-of-file block, anything after it.
@@ -121,16 +147,14 @@ def check_blocks(path: Path, *, stopped: Stop = never) -> BlockMap:
     _check_eof(path)
     starts, offsets, flavours = array("Q"), array("Q"), Flavours()
     length, last_byte = 0, b"\n"
-    with path.open("rb", buffering=READ_BUFFER) as file:
-        for block, data in _walk(file):
-            if stopped():
-                raise Stopped
-            _insist_on_crc(block)
-            flavours.add(block)
-            offsets.append(block.offset)
-            starts.append(length)
-            length += len(data)
-            last_byte = data[-1:] or last_byte
+    for block, data in iter_intact(path, stopped=stopped):
+        if on_block is not None:
+            on_block(block, data)
+        flavours.add(block)
+        offsets.append(block.offset)
+        starts.append(length)
+        length += len(data)
+        last_byte = data[-1:] or last_byte
     for block in flavours.strange():
         raise Flaw(f"has a damaged BGZF block header at byte {block.offset}")
     return BlockMap(
@@ -188,9 +212,9 @@ def find_damage(path: Path, stopped: Stop = never) -> Damage:
     return Damage(intact - len(strange), _joined(sorted(ranges + strange)))
 
 
-def _walk(file: BinaryIO) -> Iterator[tuple[Block, bytes]]:
+def _walk(file: BinaryIO, start: int = 0) -> Iterator[tuple[Block, bytes]]:
     size = file.seek(0, 2)
-    offset = file.seek(0)
+    offset = file.seek(start)
     while offset < size:
         block, data = read_block(file, offset)
         yield block, data

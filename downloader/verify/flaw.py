@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["Flaw", "Stop", "Stopped", "never"]
+__all__ = ["MAX_RATIO", "Flaw", "Stop", "Stopped", "never"]
+
+# Bytes that one byte on disk may unpack to in what has to be held whole, once it is large. Headers
+# of very regular names reach 50, indexes 12; DEFLATE goes up to 1,032, for one byte repeated.
+MAX_RATIO = 128
 
 Stop = Callable[[], bool]  # tells whether a check is to end, since nobody waits for it any more
 

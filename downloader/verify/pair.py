@@ -8,13 +8,14 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 from downloader.verify.bgzf import BlockMap, is_block_at
-from downloader.verify.flaw import Flaw
+from downloader.verify.flaw import Flaw, Stop, Stopped, never
 from downloader.verify.tbi import VCF_FORMAT, IndexedContig, IndexHeader, IndexReader
-from downloader.verify.vcf import ContigRecords, Records, declared_contigs, first_records
+from downloader.verify.vcf import ContigRecords, Records, first_records
+from downloader.verify.vcf_text import check_line_at, read_header
 
 __all__ = ["check_index", "check_index_quickly", "check_tables", "index_shift"]
 
@@ -23,32 +24,40 @@ Locate = Callable[[int], int | None]  # a virtual offset to a position that can 
 VCF_COLUMNS = (1, 2)
 ZERO_BASED = 0x10000  # a flag in the format
 BEYOND = 1 << 64  # sorts behind every position
+STOP_OFFSETS = 1 << 16  # between two looks at whether to stop
 MISFIT = "does not fit its VCF"
 
 
-def index_shift(index_path: Path) -> int:
+def index_shift(index_path: Path, *, stopped: Stop = never) -> int:
     """Return how many positions the index's smallest bins span, as a power of two."""
-    return IndexReader(index_path).header.min_shift
+    return IndexReader(index_path, stopped=stopped).header.min_shift
 
 
-def check_tables(index_path: Path) -> None:
+def check_tables(index_path: Path, *, stopped: Stop = never) -> None:
     """Check an index for itself alone: its magic word and its tables to the end."""
-    for contig in IndexReader(index_path).contigs():
-        _chunks(contig, lambda virtual_offset: virtual_offset)
+    for contig in IndexReader(index_path, stopped=stopped).contigs():
+        _chunks(contig, lambda virtual_offset: virtual_offset, stopped)
 
 
-def check_index(index_path: Path, vcf_path: Path, *, blocks: BlockMap, records: Records) -> None:
+def check_index(
+    index_path: Path,
+    vcf_path: Path,
+    *,
+    blocks: BlockMap,
+    records: Records,
+    stopped: Stop = never,
+) -> None:
     """Prove that the index leads to every record of the VCF, and nowhere else.
 
     Every offset in it must be a place in a block of the VCF, its counts must be the VCF's, every
     group of records must lie in chunks that a query for it looks at, and a real query must work.
     """
-    reader = IndexReader(index_path)
+    reader = IndexReader(index_path, stopped=stopped)
     _check_format(reader.header)
-    reach = _Reach(header=reader.header, blocks=blocks, shift=records.shift)
+    reach = _Reach(header=reader.header, blocks=blocks, shift=records.shift, stopped=stopped)
     indexed = set()
     for contig in reader.contigs():
-        chunks = _chunks(contig, blocks.position)
+        chunks = _chunks(contig, blocks.position, stopped)
         found = records.contigs.get(contig.name)
         _check_counts(contig, found, has_chunks=any(chunks.values()))
         if found is not None:
@@ -59,23 +68,38 @@ def check_index(index_path: Path, vcf_path: Path, *, blocks: BlockMap, records: 
         _check_queries(index_path, vcf_path, records)
 
 
-def check_index_quickly(index_path: Path, vcf_path: Path) -> list[str]:
+def check_index_quickly(index_path: Path, vcf_path: Path, *, stopped: Stop = never) -> list[str]:
     """Check that the index is whole and its offsets may be places in the VCF; return warnings."""
-    reader = IndexReader(index_path)
+    reader = IndexReader(index_path, stopped=stopped)
     _check_format(reader.header)
     size = vcf_path.stat().st_size
-    in_use = []
+    in_use: dict[str, int] = {}  # where a query for each contig begins to read
     for contig in reader.contigs():
-        chunks = _chunks(contig, lambda offset: offset if offset >> 16 <= size else None)
+        chunks = _chunks(contig, lambda offset: offset if offset >> 16 <= size else None, stopped)
         starts = [start for spans in chunks.values() for start, _ in spans]
         if starts:
-            in_use.append(contig.name)
-            if not is_block_at(vcf_path, min(starts) >> 16):
-                raise Flaw(f"{MISFIT}: the records of {contig.name} would begin inside a block")
+            lowest = _lowest_offset(contig, reader.header.bins_over(0), 0)
+            in_use[contig.name] = max(min(starts), lowest) >> 16
+            for offset in {min(starts) >> 16, in_use[contig.name]}:
+                if not is_block_at(vcf_path, offset):
+                    raise Flaw(f"{MISFIT}: the records of {contig.name} would begin inside a block")
     if reader.header.names:
-        _query(index_path, vcf_path, dict.fromkeys([*in_use[:1], *in_use[-1:]]))
-    unknown = set(in_use) - declared_contigs(vcf_path) if reader.header.names else set()
+        names = list(in_use)
+        wanted = dict.fromkeys([*names[:1], *names[-1:]])
+        for name in wanted:
+            _check_line(name, vcf_path, in_use[name], stopped)
+        _query(index_path, vcf_path, wanted)
+    declared = read_header(vcf_path, stopped=stopped).contigs if reader.header.names else set()
+    unknown = set(in_use) - declared if reader.header.names else set()
     return [f"it knows contig {name}, which its VCF's header lacks" for name in sorted(unknown)]
+
+
+def _check_line(name: str, vcf_path: Path, offset: int, stopped: Stop) -> None:
+    """Look at the line that a query for a contig reads, before htslib holds it in memory."""
+    try:
+        check_line_at(vcf_path, offset, stopped=stopped)
+    except Flaw as flaw:
+        raise Flaw(f"leads for contig {name} to where its VCF {flaw}") from flaw
 
 
 def _check_format(header: IndexHeader) -> None:
@@ -86,9 +110,9 @@ def _check_format(header: IndexHeader) -> None:
             raise Flaw("was not made for a VCF: it was built from other columns (tabix -p vcf)")
 
 
-def _chunks(contig: IndexedContig, locate: Locate) -> Chunks:
+def _chunks(contig: IndexedContig, locate: Locate, stopped: Stop) -> Chunks:
     """Return each bin's chunks as sorted pairs of positions; a chunk that is nowhere is a Flaw."""
-    positions = _positions(contig, locate)
+    positions = _positions(contig, locate, stopped)
     located: Chunks = {}
     for number, offsets in contig.bins.items():
         places = [positions[offset] for offset in offsets]
@@ -101,11 +125,15 @@ def _chunks(contig: IndexedContig, locate: Locate) -> Chunks:
     return located
 
 
-def _positions(contig: IndexedContig, locate: Locate) -> dict[int, int]:
+def _positions(contig: IndexedContig, locate: Locate, stopped: Stop) -> dict[int, int]:
     """Return the position of every offset; an index says most of them several times over."""
-    offsets = {*contig.linear, *contig.loffsets.values()}.union(*contig.bins.values())
-    positions = {}
-    for offset in sorted(offsets):
+    positions: dict[int, int] = {}
+    offsets = chain(contig.linear, contig.loffsets.values(), *contig.bins.values())
+    for number, offset in enumerate(offsets):
+        if number % STOP_OFFSETS == 0 and stopped():
+            raise Stopped
+        if offset in positions:
+            continue
         position = locate(offset)
         if position is None:
             place = f"byte {offset >> 16}, {offset & 0xFFFF} bytes into the block there"
@@ -132,6 +160,7 @@ class _Reach:
     header: IndexHeader
     blocks: BlockMap
     shift: int  # of the windows by which the records are grouped
+    stopped: Stop = never
 
     def check(self, contig: IndexedContig, chunks: Chunks, found: ContigRecords) -> None:
         """Raise a Flaw at the first group of records that a query could miss.
@@ -142,6 +171,8 @@ class _Reach:
         """
         edges = [self._place(offset) for offset in (*found.window_starts, found.stop)]
         for group, (start, stop) in zip(found.windows, pairwise(edges), strict=True):
+            if self.stopped():
+                raise Stopped
             window = group >> (self.header.min_shift - self.shift)
             numbers = self.header.bins_over(window)
             spans = [chunks[number] for number in numbers if number in chunks]

@@ -1,7 +1,8 @@
 """Reading .tbi and .csi files, one contig at a time (hts-specs: tabix.pdf, CSIv1.pdf).
 
-Nothing here believes a count before the bytes it counts have been seen, so a damaged index costs
-no more memory than its own decompressed size.
+Nothing here believes a count before the bytes it counts have been seen, and no count is believed
+that the index's own size on disk, or the format, does not allow. So an index that is damaged, or
+made to do harm, costs no more memory than in proportion to that size.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from downloader.units import format_bytes
 from downloader.verify.bgzf import iter_data
-from downloader.verify.flaw import Flaw
+from downloader.verify.flaw import MAX_RATIO, Flaw, Stop, never
 
 __all__ = ["IndexHeader", "IndexReader", "IndexedContig"]
 
@@ -24,6 +26,8 @@ TBI_MIN_SHIFT, TBI_DEPTH = 14, 5
 TABIX_FIELDS = struct.Struct("<7i")  # format, col_seq, col_beg, col_end, meta, skip, l_nm
 BIN, OFFSET, COUNT = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<i")
 VCF_FORMAT = 2
+SMALL_INDEX = 64 << 20  # bytes that any index may unpack to; gaps of a huge genome are such
+MAX_WINDOWS = 1 << (31 - TBI_MIN_SHIFT)  # of a TBI's contig: a position is an int32
 MAX_DEPTH = 16  # a CSI deeper than this has bins beyond 2^48
 
 
@@ -71,11 +75,26 @@ def _levels(depth: int) -> list[tuple[int, int]]:
     return [(first_bin(level), 3 * (depth - level)) for level in range(depth, -1, -1)]
 
 
+def _names(text: bytes) -> list[str]:
+    """Cut names at their NULs, one by one: a name that comes again ends a list of millions."""
+    names: dict[str, None] = {}
+    start = 0
+    while (stop := text.find(b"\0", start)) >= 0:
+        name = text[start:stop].decode("utf-8", "replace")
+        if name in names:
+            raise Flaw(f"names contig {name} twice: it is damaged")
+        names[name] = None
+        start = stop + 1
+    return list(names)
+
+
 class IndexReader:
     """Reads an index from front to back: the header at once, the contigs as they are asked for."""
 
-    def __init__(self, path: Path) -> None:
-        self._data = iter_data(path)
+    def __init__(self, path: Path, *, stopped: Stop = never) -> None:
+        self._size = path.stat().st_size
+        self._data = iter_data(path, stopped=stopped)
+        self._unpacked = 0
         self._buffer = bytearray()
         self._at = 0  # what stands before it in the buffer has been read
         self.header = self._read_header()
@@ -113,16 +132,16 @@ class IndexReader:
         self, header: IndexHeader, fields: bytes, text: bytes | None = None
     ) -> IndexHeader:
         kind, contig_column, position_column, _, _, _, length = TABIX_FIELDS.unpack(fields)
-        text = self._take(max(0, length)) if text is None else text
-        names = tuple(name.decode("utf-8", "replace") for name in text[:length].split(b"\0")[:-1])
-        if len(names) != header.contigs or len(set(names)) != len(names):
-            raise Flaw(f"has {len(set(names))} names for {header.contigs} contigs: it is damaged")
+        text = self._take(max(0, length)) if text is None else text[: max(0, length)]
+        names = _names(text)
+        if len(names) != header.contigs:
+            raise Flaw(f"has {len(names)} names for {header.contigs} contigs: it is damaged")
         return IndexHeader(
             is_tbi=header.is_tbi,
             min_shift=header.min_shift,
             depth=header.depth,
             contigs=header.contigs,
-            names=names,
+            names=tuple(names),
             format=kind,
             columns=(contig_column, position_column),
         )
@@ -132,10 +151,10 @@ class IndexReader:
         loffsets: dict[int, int] = {}
         records = None
         metadata_bin, is_tbi = self.header.metadata_bin, self.header.is_tbi
-        for _ in range(self._count()):
+        for _ in range(self._stored_count("bins", name)):
             (number,) = self._unpack(BIN)
             (loffset,) = (0,) if is_tbi else self._unpack(OFFSET)
-            chunks = self._offsets(2 * self._count())
+            chunks = self._offsets(2 * self._stored_count("chunks", name))
             if number == metadata_bin:
                 # Two pseudo-chunks: the contig's range, then records placed and unplaced.
                 records = chunks[2] + chunks[3] if len(chunks) == 4 else None  # noqa: PLR2004
@@ -144,7 +163,7 @@ class IndexReader:
                 raise Flaw(f"has the impossible bin {number} for contig {name}: it is damaged")
             bins[number] = chunks
             loffsets[number] = loffset
-        linear = self._offsets(self._count()) if is_tbi else array("Q")
+        linear = self._offsets(self._windows(name)) if is_tbi else array("Q")
         return IndexedContig(
             name=name, bins=bins, loffsets=loffsets, linear=linear, records=records
         )
@@ -163,12 +182,22 @@ class IndexReader:
                 data = next(self._data, None)
                 if data is None:
                     raise Flaw("ends in the middle of its tables: it is cut short or damaged")
-                self._buffer += data
+                self._buffer += self._measured(data)
         self._at = start + length
         return start
 
     def _take_rest(self) -> int:
-        return len(self._buffer) - self._at + sum(len(data) for data in self._data)
+        return len(self._buffer) - self._at + sum(len(self._measured(data)) for data in self._data)
+
+    def _measured(self, data: bytes) -> bytes:
+        self._unpacked += len(data)
+        most = SMALL_INDEX + MAX_RATIO * self._size
+        if self._unpacked > most:
+            raise Flaw(
+                f"unpacks to more than {format_bytes(most)}, from {format_bytes(self._size)} "
+                "on disk; no index does that: it is damaged"
+            )
+        return data
 
     def _unpack(self, layout: struct.Struct) -> tuple[int, ...]:
         return layout.unpack_from(self._buffer, self._reserve(layout.size))
@@ -177,6 +206,28 @@ class IndexReader:
         (count,) = self._unpack(COUNT)
         if count < 0:
             raise Flaw(f"has an impossible count ({count}) in its tables: it is damaged")
+        return count
+
+    def _stored_count(self, what: str, name: str) -> int:
+        """Return the count of things that all differ, so that each takes a byte on disk or more.
+
+        Chunks of real indexes take four bytes at least, bins more.
+        """
+        count = self._count()
+        if count > self._size:
+            raise Flaw(
+                f"claims {count:,} {what} for contig {name}, and has {self._size:,} bytes "
+                "itself: it is damaged"
+            )
+        return count
+
+    def _windows(self, name: str) -> int:
+        count = self._count()
+        if count > MAX_WINDOWS:
+            raise Flaw(
+                f"claims {count:,} windows for contig {name}, and a TBI has at most "
+                f"{MAX_WINDOWS:,}: it is damaged"
+            )
         return count
 
     def _offsets(self, count: int) -> array[int]:

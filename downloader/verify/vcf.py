@@ -14,18 +14,16 @@ from pathlib import Path
 import pysam
 
 from downloader.units import listed
-from downloader.verify.bgzf import iter_data
 from downloader.verify.flaw import Flaw, Stop, Stopped, never
+from downloader.verify.vcf_text import check_first_lines, read_header
 
 __all__ = ["ContigRecords", "Records", "check_header", "first_records", "read_records"]
 
-MAX_HEADER = 256 << 20  # bytes; a header of a hundred thousand samples has some 2 MiB
 SHOWN_NAMES = 8
 SMALL = 1 << 20  # bytes of a file that is read sooner than a second thread is started
 STOP_RECORDS = 4096  # between two looks at whether to stop
 NO_WINDOW = -2  # -1 is that of a record at POS 0, a telomere
 TAG = re.compile(r"(?:[A-Za-z_][0-9A-Za-z_.]*|1000G)\Z")  # VCF 4.3 §1.6.1
-CONTIG_LINE = re.compile(rb"^##contig=<(?:[^\n]*,)?ID=([^,>\n]+)", re.MULTILINE)
 
 _quiet_lock = threading.Lock()
 _quiet_depth = 0
@@ -79,29 +77,9 @@ def quiet_htslib() -> Iterator[None]:
                 pysam.set_verbosity(_loud_verbosity)
 
 
-def declared_contigs(path: Path) -> set[str]:
-    """Check the shape of a compressed VCF's header and return the contigs that it declares.
-
-    Read from the bytes, not through htslib, which quietly adds what the header lacks.
-    """
-    text = bytearray()
-    for data in iter_data(path):
-        text += data
-        found = text.find(b"\n#CHROM\t")
-        if found >= 0 and text.find(b"\n", found + 1) >= 0:
-            break
-        if len(text) > MAX_HEADER:
-            raise Flaw("has a header without an end: no #CHROM line in its first 256 MiB")
-    if not text.startswith(b"##fileformat=VCF"):
-        raise Flaw("is not a VCF: it does not begin with ##fileformat=VCF")
-    if text.find(b"\n#CHROM\t") < 0:
-        raise Flaw("has no #CHROM line, so its VCF header is not complete")
-    header = bytes(text[: text.find(b"\n#CHROM\t")])
-    return {name.decode("utf-8", "replace") for name in CONTIG_LINE.findall(header)}
-
-
-def check_header(path: Path) -> None:
+def check_header(path: Path, *, stopped: Stop = never) -> None:
     """Let htslib read the header; works for compressed and plain files."""
+    read_header(path, stopped=stopped)
     with _opened(path):
         pass
 
@@ -112,21 +90,25 @@ def read_records(
     """Let htslib parse the header and every record, or the first `limit` records.
 
     Args:
-        path: a BGZF-compressed VCF, whatever it is called.
+        path: a BGZF-compressed VCF, whatever it is called. Without a limit, all of its lines are
+            known to be of a possible length (`LineBound`).
         shift: records are grouped by windows of 2^shift positions, as the index's bins are.
         limit: stop after so many records.
         stopped: tells whether to give up; then Stopped is raised.
 
     """
     records = Records(shift=shift)
-    declared = declared_contigs(path)
+    header = read_header(path, stopped=stopped)
+    if limit is not None:
+        # One more than are wanted is read, to see that there is one.
+        check_first_lines(path, lines=header.lines + limit + 1, stopped=stopped)
     with _opened(path) as file:
         before = _tags(file.header)
         try:
             _read_all(file, records, limit, stopped)
         except (OSError, ValueError) as error:
             raise Flaw(_unreadable(records, error)) from error
-        records.warnings += _untidy(before, _tags(file.header), declared, records)
+        records.warnings += _untidy(before, _tags(file.header), header.contigs, records)
     return records
 
 
@@ -184,7 +166,8 @@ def _read_all(file: pysam.VariantFile, records: Records, limit: int | None, stop
         if record.start < position and records.disorder is None:
             records.disorder = f"position {record.pos} of {record.contig} follows {position + 1}"
         position = record.start
-        if position >> shift != window:
+        # Nobody asks where the records of an unsorted file are, and it may have very many windows.
+        if position >> shift != window and records.disorder is None:
             window = position >> shift
             contig.windows.append(max(0, window))
             contig.window_starts.append(start)

@@ -53,3 +53,9 @@ def test_a_date_of_unknown_zone_is_utc():
     clock.observe(date_header(timedelta(0)).replace("GMT", "-0000"))
     assert clock.observed is not None
     assert abs(clock.observed) < timedelta(seconds=3)
+
+
+def test_a_date_that_no_calendar_has_tells_nothing():
+    clock = PlatformClock()
+    clock.observe("Fri, 99999999999999999999 Dec 2024 00:00:00 GMT")
+    assert clock.observed is None

@@ -3,7 +3,12 @@ import json
 import pytest
 
 from downloader.api import endpoints
-from downloader.api.envelope import Reply, parse_reply, speaks_of_expired_timestamp
+from downloader.api.envelope import (
+    Reply,
+    parse_reply,
+    speaks_of_expired_timestamp,
+    speaks_of_used_nonce,
+)
 from downloader.errors import (
     BusinessError,
     InvalidArgument,
@@ -186,6 +191,22 @@ def test_a_redirect_is_named_without_its_query():
 )
 def test_an_expired_time_stamp_is_recognised(code, msg, expired):
     assert speaks_of_expired_timestamp(BusinessError(code, msg)) is expired
+
+
+@pytest.mark.parametrize(
+    ("msg", "used"),
+    [
+        ("signature_nonce used before", True),
+        ("Specified nonce was used already", True),
+        ("SignatureNonce 重复", True),
+        ("随机数已使用", True),
+        ("signature_nonce is not 32 hex digits", False),
+        ("this e-mail address is used already", False),
+        ("", False),
+    ],
+)
+def test_a_nonce_that_was_used_is_recognised(msg, used):
+    assert speaks_of_used_nonce(BusinessError(1402, msg)) is used
 
 
 def test_a_reply_does_not_show_its_body():

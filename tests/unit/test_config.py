@@ -28,6 +28,7 @@ from downloader.hosts import HostRules
 from downloader.service.announcement import Announcement
 from downloader.service.hook_command import environment_for
 from downloader.service.hooks import Hooks
+from downloader.setting_sources import file_layer
 from downloader.timetable import parse_window
 
 MIB = 1024**2
@@ -35,6 +36,8 @@ SECRET = "s3cr3t-value"
 NAMES = list(Settings.model_fields)
 NIGHTS = parse_window("22:00-06:00 none")
 SATURDAYS = parse_window("sat 08:00-09:00 1M")
+NOBODY = 65534  # a number needs no account
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 
 
 @pytest.fixture(autouse=True)
@@ -458,7 +461,7 @@ class TestWordsOfARefusal:
     def test_of_a_file_that_cannot_be_read(self, places):
         places.machine.mkdir()
         assert refusal().startswith(
-            f"The file {places.machine} cannot be read (Is a directory); make it readable"
+            f"The file {places.machine} cannot be read (it is no ordinary file; move it away)"
         )
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -473,8 +476,83 @@ class TestWordsOfARefusal:
         finally:
             places.user.parent.chmod(0o700)
 
+    @pytest.mark.parametrize("place", ["work", "user", "machine"])
+    def test_of_a_pipe_does_not_wait_for_it(self, places, place):
+        """Whoever may write to a folder held up every command that was typed in it."""
+        os.mkfifo(getattr(places, place))
+        assert "cannot be read (it is no ordinary file" in refusal()
+
+    @pytest.mark.parametrize(
+        "text",
+        [f"app_secret = {'9' * 5000}", f"app_secret = {'[' * 9000}", f"a = {'{a=' * 9000}"],
+        ids=["digits", "brackets", "braces"],
+    )
+    def test_of_what_python_itself_cannot_read_is_a_sentence(self, places, text):
+        places.user.write_text(text)
+        assert refusal().startswith(f"The file {places.user} has a number with too many digits, or")
+        assert "999" not in refusal()
+
     def test_of_a_long_value_is_cut(self):
         assert len(refusal({"verify": "x" * 10_000})) < 200
+
+
+class TestTheWorkingDirectory:
+    """Settings name commands to run, and whoever owns a folder can put some there."""
+
+    @pytest.fixture(autouse=True)
+    def folder(self, places):
+        places.work.write_text('on_complete = "notify"\n')
+        places.work.chmod(0o644)
+        return Path.cwd()
+
+    @pytest.mark.parametrize("mode", [0o700, 0o755, 0o775, 0o1777])
+    @pytest.mark.parametrize("file_mode", [0o600, 0o644, 0o664])
+    def test_a_file_of_ones_own_is_obeyed(self, places, folder, mode, file_mode):
+        """Many accounts have a group of their own, and make everything writable for it."""
+        folder.chmod(mode)
+        places.work.chmod(file_mode)
+        assert load_settings().on_complete == ("notify",)
+
+    @needs_root
+    def test_a_file_of_another_user_is_refused(self, places, folder):
+        folder.chmod(0o1777)
+        os.chown(places.work, NOBODY, NOBODY)
+        sentence = refusal()
+        assert "bge-downloader.toml in the working directory belongs to another user" in sentence
+        assert "move it to ~/.config/bge-downloader/config.toml" in sentence
+
+    @needs_root
+    def test_a_file_of_roots_is_obeyed(self, open_directory, monkeypatch, as_nobody):
+        """As in a container, or where an administrator has made the folder."""
+        monkeypatch.chdir(open_directory)
+        open_directory.chmod(0o755)
+        Path("bge-downloader.toml").write_text("segments = 3\n")
+        with as_nobody():
+            assert file_layer(Path("bge-downloader.toml"), NAMES).values == {"segments": 3}
+
+    @needs_root
+    def test_a_link_of_another_user_is_refused(self, places, folder, tmp_path):
+        """It chooses which of our files is taken for settings."""
+        places.work.rename(tmp_path / "of-ours.toml")
+        places.work.symlink_to(tmp_path / "of-ours.toml")
+        assert load_settings().on_complete == ("notify",)
+        os.chown(places.work, NOBODY, NOBODY, follow_symlinks=False)
+        assert "belongs to another user" in refusal()
+
+    def test_a_file_that_everybody_may_write_is_refused(self, places):
+        places.work.chmod(0o646)
+        assert "may be written by everybody" in refusal()
+        assert "chmod o-w bge-downloader.toml" in refusal()
+
+    def test_a_file_that_everybody_may_replace_is_refused(self, folder):
+        folder.chmod(0o777)
+        assert "is in a folder in which everybody may replace it" in refusal()
+
+    def test_other_places_are_their_owners_business(self, places):
+        places.work.unlink()
+        places.machine.write_text("segments = 3\n")
+        places.machine.chmod(0o666)
+        assert load_settings().segments == 3
 
 
 class TestSigningSecret:
@@ -559,6 +637,43 @@ class TestCredentials:
         assert "never an argument" in refusal({"app_secret": SECRET})
         assert SECRET not in refusal({"app_secret": SECRET})
 
+    @pytest.mark.parametrize(
+        "url",
+        [
+            f"postgresql+psycopg://me:{SECRET}@host/db",
+            f" postgresql://me:a@{SECRET}@host/db",
+            f"postgresql://me:12/{SECRET}@host/db",
+            f"postgresql://host/db?sslmode=require&password={SECRET}",
+            f"postgresql://host/db?pass%77ord={SECRET}",
+            f"postgresql://host/db?SSLPassword={SECRET}",
+        ],
+    )
+    def test_nor_is_the_password_of_a_state(self, url):
+        """All users see arguments, and a fetch that is interrupted prints them."""
+        assert "never an argument" in refusal({"state": url})
+        assert SECRET not in refusal({"state": url})
+
+    @pytest.mark.parametrize(
+        "state",
+        ["postgresql://me@host:5432/db", "postgresql:///db?passfile=/a", "sqlite:////a:b@c"],
+    )
+    def test_a_state_without_a_password_may_be_an_argument(self, state):
+        assert load_settings({"state": state}).state == state
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            f"postgresql+psycopg:/me:{SECRET}@host/db",
+            f"me:{SECRET}@host/db",
+            f"dbname=db password={SECRET}",
+        ],
+    )
+    def test_a_state_that_is_like_no_path_is_refused_and_never_repeated(self, text, places):
+        """It was taken for the name of a file, and shown."""
+        places.user.write_text(f'state = "{text}"\n')
+        assert "cannot be used: a path, or a sqlite:///" in refusal()
+        assert SECRET not in refusal()
+
     @pytest.mark.parametrize("written", [f"['{SECRET}']", f"{{a = '{SECRET}'}}", "' '"])
     def test_a_wrong_secret_is_never_repeated(self, places, written, monkeypatch):
         monkeypatch.delenv("BGE_APP_KEY")
@@ -619,8 +734,9 @@ class TestExplaining:
             "postgresql+psycopg://[hidden@db.example.org/fleet",
         ],
     )
-    def test_a_password_in_the_state_s_url_is_never_shown(self, url):
-        shown = self.explained({"state": url})["state"][0]
+    def test_a_password_in_the_state_s_url_is_never_shown(self, url, monkeypatch):
+        monkeypatch.setenv("BGE_STATE", url)
+        shown = self.explained()["state"][0]
         assert shown.startswith("postgresql+psycopg://")
         assert "hid" not in shown
 
@@ -693,8 +809,22 @@ class TestDoctorsFindings:
         monkeypatch.setenv("BGE_APP_SECRET_FILE", "~/secret")
         assert exposed_secrets() == [file]
 
+    @pytest.mark.parametrize(
+        "line",
+        [
+            'webhook_secret = "s"',
+            'webhook = "https://lab.example.org/whoever-knows-it-may-post"',
+            'state = "postgresql://me:pw@host/db"',
+            'state = "postgresql:///db?password=pw"',
+        ],
+    )
+    def test_whatever_else_is_secret_counts_too(self, places, line):
+        places.user.write_text(f"{line}\n")
+        places.user.chmod(0o644)
+        assert exposed_secrets() == [places.user]
+
     def test_a_file_without_a_secret_may_be_open(self, places, monkeypatch):
-        places.user.write_text("segments = 4\n")
+        places.user.write_text('segments = 4\nstate = "postgresql://me@host:5432/db"\n')
         places.user.chmod(0o644)
         monkeypatch.setenv("BGE_APP_SECRET_FILE", "/nowhere")
         assert exposed_secrets() == []

@@ -17,7 +17,7 @@ def drawn_tree():
             continue
         drawing, _, rest = line[4:].rpartition("\u2500 ")
         depth = (len(drawing) + 2) // 4
-        name, code, *more = rest.replace(" or 143", "").split()
+        name, code, *more = rest.replace("129, ", "").replace(" or 143", "").split()
         parents[depth] = name
         yield name, parents[depth - 1], int(code), more == ["yes"]
 
@@ -34,7 +34,11 @@ def every_class(base):
 
 def test_the_tree_is_read_whole():
     assert {name for name, *_ in TREE} == {each.__name__ for each in every_class(DownloaderError)}
-    assert set(errors.__all__) == {name for name, *_ in TREE} | {"DownloaderError", "redacted"}
+    assert set(errors.__all__) == {name for name, *_ in TREE} | {
+        "DownloaderError",
+        "disk_error",
+        "redacted",
+    }
 
 
 @pytest.mark.parametrize(("name", "parent", "exit_code", "retryable"), TREE)
@@ -44,8 +48,8 @@ def test_every_error_is_what_the_drawn_tree_says(name, parent, exit_code, retrya
     assert parent in {base.__name__ for base in error.__bases__}
     assert error.retryable is retryable
     if error is Interrupted:
-        codes = [Interrupted("by a signal", exit_code=code).exit_code for code in (130, 143)]
-        assert codes == [exit_code, 143]
+        codes = [Interrupted("by a signal", exit_code=code).exit_code for code in (129, 130, 143)]
+        assert codes == [129, exit_code, 143]
     else:
         assert error.exit_code == exit_code
 

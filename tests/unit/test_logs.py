@@ -22,6 +22,7 @@ from downloader.logs import (
     LIBRARY_LOGGERS,
     OWN_LOGGERS,
     facts,
+    safe_lines,
     scrubbed,
     set_up_logging,
     set_up_service_logging,
@@ -512,3 +513,8 @@ def test_a_character_that_the_stream_does_not_have_is_spelled_out(service, own, 
         service(stream=stream)
         own.info("caf\u00e9")
     assert (tmp_path / "log").read_text().endswith("INFO caf\\xe9\n")
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c"])
+def test_a_name_cannot_begin_a_line(end):
+    assert len(safe_lines(f"Warning: a{end}bge-downloader: all is well")) == 1

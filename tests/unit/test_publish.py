@@ -5,14 +5,18 @@ import json
 import os
 import stat
 import subprocess
+import tracemalloc
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from pipe_helpers import lonely_pipe
 
 from downloader.errors import DestinationTaken, DiskError, VerificationFailed
+from downloader.manifest import MAX_BYTES, MAX_CONTAINERS, MAX_VALUES
 from downloader.publish import Manifest, ManifestFile, ResultDirectory, read_manifest
 
+MIB = 1024 * 1024
 CONTENT = {"a.vcf.gz": b"variants", "a.vcf.gz.tbi": b"index", "d/b.vcf.gz": b"more"}
 
 
@@ -620,6 +624,67 @@ def test_the_manifest_of_a_newer_program_may_tell_more_of_a_file(place):
     (place.final / "bge-manifest.json").write_text(json.dumps(raw), encoding="utf-8")
     with pytest.raises(DestinationTaken, match="written by a newer bge-downloader"):
         place.published()
+
+
+def test_a_pipe_in_the_place_of_a_manifest_is_not_waited_for(place):
+    """Who may write to a destination held a fetch, and 32 of them the service, up for ever."""
+    place.final.mkdir(parents=True)
+    with (
+        lonely_pipe(place.final / "bge-manifest.json"),
+        pytest.raises(DiskError, match="it is no ordinary file; move it away"),
+    ):
+        place.published()
+
+
+def test_a_link_in_the_place_of_a_manifest_is_not_followed(place, tmp_path):
+    """It may lead to a device without an end, or to what is nobody's business."""
+    elsewhere = tmp_path / "elsewhere.json"
+    elsewhere.write_text(MANIFEST.dumps(), encoding="utf-8")
+    place.final.mkdir(parents=True)
+    (place.final / "bge-manifest.json").symlink_to(elsewhere)
+    with pytest.raises(DiskError, match="it is a link; move it away"):
+        place.published()
+
+
+def test_a_result_that_its_owner_has_moved_and_linked_is_still_published(place, tmp_path):
+    arrive(place)
+    place.publish(MANIFEST)
+    place.final.rename(tmp_path / "larger-disk")
+    place.final.symlink_to(tmp_path / "larger-disk")
+    assert place.published() == MANIFEST
+
+
+def unread(directory):
+    """Return the most memory, in bytes, that it takes to refuse a manifest."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(DestinationTaken, match="larger than any manifest of ours"):
+            read_manifest(directory)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_manifest_without_an_end_does_not_fill_the_memory(tmp_path):
+    with (tmp_path / "bge-manifest.json").open("wb") as file:
+        file.truncate(300 * MIB)
+    assert unread(tmp_path) < MIB
+
+
+@pytest.mark.parametrize("piece", [b"{},", b"[],", b"0,0,0,0,0,0,0,0,0,"])
+def test_a_manifest_that_would_unpack_to_much_more_is_not_unpacked(tmp_path, piece):
+    """60 MiB of `{},` took 1.6 GiB."""
+    (tmp_path / "bge-manifest.json").write_bytes(b'{"files": [' + piece * 500_001)
+    assert unread(tmp_path) < 16 * MIB
+
+
+def test_no_manifest_of_ours_has_more_in_it_than_its_size_allows():
+    """What was published must be readable again, however short its names are."""
+    shortest = replace(entry("a", 0), crc64ecma="0", etag=None, bucket="b", key="a")
+    two, one = (replace(MANIFEST, files=(shortest,) * count).dumps() for count in (2, 1))
+    files = MAX_BYTES // (len(two) - len(one))
+    assert files + 3 < MAX_CONTAINERS
+    assert files * (two.count(",") - one.count(",")) + 10 < MAX_VALUES
 
 
 @pytest.mark.parametrize("content", [{}, {"a": b""}, CONTENT])

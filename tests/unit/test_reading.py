@@ -4,6 +4,7 @@ import random
 
 import pytest
 from fastcrc import crc64
+from pipe_helpers import lonely_pipe
 
 from downloader import reading
 from downloader.errors import DiskError
@@ -43,3 +44,20 @@ async def test_what_cannot_be_read_is_named(tmp_path):
             await crc64_of_file(path)
         assert str(path) in str(caught.value)
         assert isinstance(caught.value.__cause__, OSError)
+
+
+async def test_a_file_that_its_owner_has_moved_and_linked_is_read(tmp_path):
+    (tmp_path / "moved").write_bytes(DATA)
+    (tmp_path / "a").symlink_to(tmp_path / "moved")
+    assert await crc64_of_file(tmp_path / "a") == crc64.xz(DATA)
+
+
+async def test_of_a_device_without_an_end_nothing_is_read(tmp_path):
+    (tmp_path / "a").symlink_to("/dev/zero")
+    with pytest.raises(DiskError, match="it is no ordinary file"):
+        await crc64_of_file(tmp_path / "a", on_read=lambda _: pytest.fail("it was read"))
+
+
+async def test_a_pipe_is_not_waited_for(tmp_path):
+    with lonely_pipe(tmp_path / "a"), pytest.raises(DiskError, match="it is no ordinary file"):
+        await crc64_of_file(tmp_path / "a")

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from downloader.errors import DiskError
+from downloader.service import inbox
 from downloader.service.inbox import Inbox, _task_ids
 
 FIRST = "69909614-9e77-4fbd-b437-4f5b284e3dcc"
@@ -320,6 +321,20 @@ def test_orders_come_in_the_order_of_their_names_and_not_too_many_at_once(tmp_pa
     for order in watched.inbox.scan():
         watched.inbox.accept(order)
     assert watched.ids() == ["d", "e"]
+
+
+def test_a_scan_ends_by_the_number_of_task_ids_too(tmp_path, monkeypatch):
+    """A thousand files of 1 MiB would list more of them than the memory bears."""
+    monkeypatch.setattr(inbox, "MAX_IDS", 3)
+    watched = Watched(tmp_path)
+    watched.put("1.txt", "a\nb\n")
+    watched.put("2.txt", "c\nd\ne\nf\n")
+    watched.put("3.txt", "g\n")
+    for listed in (["a", "b", "c", "d", "e", "f"], ["g"], []):
+        orders = watched.inbox.scan()
+        assert [task_id for order in orders for task_id in order.task_ids] == listed
+        for order in orders:
+            watched.inbox.accept(order)
 
 
 def test_a_missing_folder_is_told_once_and_again_after_it_was_there(tmp_path):

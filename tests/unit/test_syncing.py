@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from downloader.syncing import make_directories, make_directory, sync_names
+from downloader.syncing import make_directories, make_directory, sync_directory, sync_names
 from state import StateStore
 
 
@@ -55,9 +55,32 @@ def test_what_is_no_directory_is_an_error(tmp_path, place):
         make_directories(tmp_path / place)
 
 
-def test_a_directory_that_cannot_be_synced_is_no_error(tmp_path):
-    """Not every file system can, and not everybody may open what is above his own directory."""
-    sync_names([tmp_path / "nowhere"])
+def _fsync(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def test_a_file_system_that_can_sync_no_directory_is_no_error():
+    with pytest.raises(OSError, match="Invalid argument"):
+        _fsync("/proc")  # which is one of them
+    sync_names(["/proc"])
+    sync_directory("/proc")
+
+
+def test_a_directory_that_we_may_not_open_is_no_error(open_directory, as_nobody):
+    """Not everybody may read what is above his own directory."""
+    open_directory.chmod(0o311)
+    with as_nobody():
+        sync_names([open_directory])
+    open_directory.chmod(0o777)
+
+
+def test_a_directory_that_has_gone_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        sync_names([tmp_path, tmp_path / "nowhere"])
 
 
 def test_the_name_of_the_states_directory_survives_with_it(synced, tmp_path):

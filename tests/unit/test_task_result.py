@@ -88,7 +88,7 @@ def test_a_task_id_is_one_harmless_component(text):
         ([f"{STORE}/a", 5], "Entry 2 .* is a number"),
         ([[f"{STORE}/a"]], "Entry 1 .* is a list"),
         ([{"url": f"{STORE}/a"}], "Entry 1 .* is an object"),
-        ([""], "Entry 1 .* is text"),
+        ([""], "Entry 1 .* is empty"),
     ],
 )
 def test_a_result_that_is_no_list_of_links_is_named_as_what_it_is(result, told):

@@ -130,7 +130,7 @@ async def test_the_last_checkpoint_is_saved_when_everything_is_filled(
 @pytest.mark.parametrize("told", [None, 0, 1, 2**64 - 1])
 def test_the_checksum_that_the_store_has_told_is_kept(told):
     version = Version(etag='"1"', size=1, crc64=told)
-    assert remembered_crc64(checkpoint_with(version, ())) == told
+    assert remembered_crc64(checkpoint_with(version, (), part_id=None)) == told
 
 
 async def test_a_checksum_that_is_told_late_is_in_the_next_checkpoint(

@@ -117,3 +117,24 @@ def test_any_bytes_are_a_head_or_none(raw):
     except NoReply:
         return
     assert head.status == 206
+
+
+# Killed after seconds of the processor's time, not of the clock's.
+READ_HEAD = """
+import resource
+resource.setrlimit(resource.RLIMIT_CPU, (2, 2))
+from downloader.transfer.wire import parse_head
+head = parse_head(b"HTTP/1.1 206 Partial Content\\r\\nX: x" + b" " * 60_000 + b"x")
+print(len(head.get("X", "")))
+"""
+
+
+def test_a_head_of_blanks_is_read_at_once(start_python):
+    """64 KiB of them held the whole process up for half a minute: nothing else ran meanwhile."""
+    assert start_python(READ_HEAD).communicate()[0] == "60002\n"
+
+
+@pytest.mark.parametrize("blanks", ["", " ", "\t", " \t "])
+def test_blanks_around_a_value_are_no_part_of_it(blanks):
+    head = parse_head(f"HTTP/1.1 200 OK\r\nX:{blanks}a b{blanks}".encode())
+    assert head.get("X", "") == "a b"

@@ -1,5 +1,7 @@
 """Segments tile the object, and only a checkpoint that can be true is gone on from."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from downloader.transfer.plan import (
     ALIGNMENT,
     MIN_SHARE,
+    is_of_part_file,
     is_strong_etag,
     plan_segments,
     segments_without,
@@ -72,6 +75,18 @@ def test_what_is_taken_back_of_a_whole_file_is_missing_and_nothing_else(cuts, si
     assert missing == {at for start, stop in ranges for at in range(start, stop)}
     assert all(one.watermark in (0, one.length) for one in segments)
     assert all(one.length <= length for one in segments if not one.is_complete)
+
+
+def test_a_checkpoint_is_of_the_part_file_that_has_its_identity_and_all_its_bytes():
+    parts = (Segment(start=0, stop=50, watermark=50), Segment(start=50, stop=100, watermark=10))
+    saved = Checkpoint(etag='"1"', size=100, segments=parts, part_id="7:1.0")
+    assert is_of_part_file(saved, 60, "7:1.0")
+    assert not is_of_part_file(saved, 59, "7:1.0")
+    assert not is_of_part_file(saved, None, "7:1.0")
+    assert not is_of_part_file(saved, 100, "7:1.1")  # of the next file with that inode
+    assert not is_of_part_file(saved, 100, None)
+    assert not is_of_part_file(replace(saved, part_id=None), 100, None)
+    assert not is_of_part_file(replace(saved, part_id=b"7:1.0"), 100, "7:1.0")  # a damaged row
 
 
 def test_of_an_empty_file_nothing_can_be_taken_back():

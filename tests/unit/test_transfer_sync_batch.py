@@ -1,6 +1,7 @@
 """Small files that are synced and remembered together."""
 
 import asyncio
+import errno
 import os
 
 import pytest
@@ -90,6 +91,22 @@ async def test_a_file_that_cannot_be_synced_is_not_remembered(batch, saved, part
     outcomes = await asyncio.gather(*adding, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [type(None), DiskError, type(None)]
     assert set().union(*saved.batches) == {0, 2}
+
+
+async def test_files_whose_names_cannot_be_synced_are_not_remembered(
+    batch, saved, parts, monkeypatch
+):
+    """After a power loss they would not be there."""
+
+    def fail(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    adding = [batch.add(n, parts[n], WHOLE) for n in range(3)]
+    outcomes = await asyncio.gather(*adding, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [DiskError] * 3
+    assert f"{parts[0].path.parent} could not be synced: Input/output error" in str(outcomes[0])
+    assert saved.batches == []
 
 
 async def test_a_state_that_cannot_be_written_is_told_to_everybody(batch, saved, parts):
