@@ -25,7 +25,7 @@
     │   └── DiskFull                       1
     ├── DestinationTaken                   1
     ├── TaskCancelled                      1
-    └── Interrupted                      130 or 143
+    └── Interrupted                      129, 130 or 143
 
 A message is one clear sentence for a person: what happened, what was expected, what to do.
 It never carries a secret: links are put through `redacted` before they enter one.
@@ -33,7 +33,9 @@ It never carries a secret: links are put through `redacted` before they enter on
 
 from __future__ import annotations
 
+import errno
 import re
+from pathlib import Path
 from urllib.parse import urlsplit
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "TransferError",
     "UsageError",
     "VerificationFailed",
+    "disk_error",
     "redacted",
 ]
 
@@ -224,6 +227,34 @@ class Interrupted(DownloaderError):
     def __init__(self, message: str, *, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+_AGAIN = "run the same command again, it goes on where it stopped"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ADVICE = {
+    code: advice
+    for codes, advice in (
+        (_FULL, "free some space and"),
+        ([errno.EIO], "see what the system's log says of the disk, and once it works,"),
+        ([errno.ESTALE], "the network disk has changed meanwhile:"),
+        ([errno.EROFS], "see why the disk is read-only, and once it can be written,"),
+        ([errno.EFBIG], "raise the limit of a file's size (`ulimit -f`), or use another disk, and"),
+        ([errno.EMFILE, errno.ENFILE], "raise the limit of open files (`ulimit -n`) and"),
+        ([errno.EACCES, errno.EPERM], "see who may do that there, and once you may,"),
+        (
+            [errno.ENOENT, errno.ENOTDIR, errno.ELOOP],
+            "see what was moved or replaced there, and then",
+        ),
+    )
+    for code in codes
+}
+
+
+def disk_error(error: OSError, path: Path, deed: str) -> DiskError:
+    """Say in one sentence what the disk refused, and what to do."""
+    kind = DiskFull if error.errno in _FULL else DiskError
+    advice = _ADVICE.get(error.errno or 0, "mend that and")
+    return kind(f"{path} could not be {deed}: {error.strerror or error}; {advice} {_AGAIN}")
 
 
 # A broken link may hold its query where a path should be, encoded once more or without its `?`.

@@ -97,7 +97,6 @@ class _Fetch:
 
     async def run(self) -> FetchReport:
         try:
-            await in_thread(self._place.check_writable)
             task = await self._remembered()
             owner = self._owner or current_owner()
             try:
@@ -118,10 +117,12 @@ class _Fetch:
         """Return the task's record; who holds its lease already has made it, or it was removed."""
         place = (self._place.task_id, str(self._place.dest))
         if self._owner is None:
+            await in_thread(self._place.check_writable)
             return await self._store.call(StateStore.ensure_task, *place)
         found = await self._store.call(StateStore.find_tasks, *place)
         if not found:
             raise TaskCancelled(f"Task {self._place.task_id} was removed before it was fetched")
+        await in_thread(self._place.check_writable)
         return found[0]
 
     async def _as_holder_or_follower(self, task: Task, owner: str) -> FetchReport:

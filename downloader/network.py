@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import socket
+import ssl
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,11 +24,18 @@ __all__ = [
     "RuledResolver",
     "is_lasting_refusal",
     "proxy_for",
+    "proxy_url",
+    "reason",
     "refused_by_proxy",
     "untrusted",
 ]
 
 PASSING_STATUSES = (408, 429)
+# OpenSSL's numbers for what it finds wrong with a certificate (X509_V_ERR_…).
+NOT_YET_VALID, EXPIRED, OTHER_NAME, OTHER_ADDRESS = 9, 10, 62, 64
+SPEAKS_NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
+_NO_COMMON_VERSION = re.compile("PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL|VERSION_TOO_LOW")
+_BROKEN = {BrokenPipeError: errno.EPIPE, ConnectionResetError: errno.ECONNRESET}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,7 @@ def proxy_for(url: str) -> Proxy:
     named = proxies.get(name)
     if not named or is_loopback(host) or urllib.request.proxy_bypass(host):
         return Proxy()
-    proxy = _proxy_url(named)
+    proxy = proxy_url(named)
     if proxy is None:
         raise InvalidSettings(
             f"{name.upper()}_PROXY is no proxy that can be used; expected an address such as "
@@ -65,7 +75,7 @@ def proxy_for(url: str) -> Proxy:
     return Proxy(proxy.with_user(None), headers)
 
 
-def _proxy_url(named: str) -> URL | None:
+def proxy_url(named: str) -> URL | None:
     """Read a proxy's address as people write it; None if it is none that can be used."""
     try:
         proxy = URL(named if "://" in named else f"http://{named}")
@@ -108,7 +118,7 @@ class RuledResolver(AbstractResolver):
 
 def _is_proxy(host: str, port: int) -> bool:
     named = urllib.request.getproxies()  # `no` among them names hosts, and no proxy
-    proxies = [_proxy_url(named[name]) for name in ("http", "https", "all") if name in named]
+    proxies = [proxy_url(named[name]) for name in ("http", "https", "all") if name in named]
     return any(proxy is not None and (proxy.host, proxy.port) == (host, port) for proxy in proxies)
 
 
@@ -117,11 +127,61 @@ def untrusted(error: aiohttp.ClientConnectorCertificateError) -> str:
     named = os.environ.get("SSL_CERT_FILE")
     if named and not os.access(named, os.R_OK):
         return f"SSL_CERT_FILE names {named}, which cannot be read, so no certificate is trusted"
-    reason = getattr(error.certificate_error, "verify_message", "") or "it was not verified"
+    fault = error.certificate_error
+    why = getattr(fault, "verify_message", "").rstrip(".") or "it was not verified"
+    return f"The certificate of {error.host} is not trusted ({why}); {_what_to_do(fault)}"
+
+
+def _what_to_do(fault: Exception) -> str:
+    code = getattr(fault, "verify_code", None)
+    if code in (NOT_YET_VALID, EXPIRED):
+        return "see whether this machine's clock is right; if it is, tell whoever runs that host"
+    if code in (OTHER_NAME, OTHER_ADDRESS):
+        return "somebody else answers there: check the address, and the proxy if there is one"
     return (
-        f"The certificate of {error.host} is not trusted ({reason}); behind a proxy with its own "
-        "authority, set SSL_CERT_FILE to that authority's certificate"
+        "behind a proxy with its own authority, set SSL_CERT_FILE to that authority's certificate"
     )
+
+
+def reason(error: Exception) -> str:
+    """Say in plain words why a connection failed, quoting nothing that could hold a secret."""
+    inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(inner, ssl.SSLError):
+        return _tls_reason(inner.reason or "")
+    if isinstance(inner, socket.gaierror):
+        return inner.strerror or "the name cannot be looked up"
+    if isinstance(inner, OSError) and (code := _code(inner)):
+        return os.strerror(code)  # asyncio's own words for it are Python's
+    return _http_reason(error)
+
+
+def _tls_reason(told: str) -> str:
+    if told in SPEAKS_NO_TLS:
+        return "what answers there speaks no TLS"
+    if _NO_COMMON_VERSION.search(told):
+        return "it offers no version of TLS that is taken here (1.2 or newer)"
+    if "EOF" in told:
+        return "it was closed in the middle of TLS"
+    return f"TLS failed ({told.replace('_', ' ').lower() or 'no reason is given'})"
+
+
+def _code(error: OSError) -> int | None:
+    """Return the system's number of an error, also where Python raises it without one."""
+    return error.errno or next((_BROKEN[kind] for kind in _BROKEN if isinstance(error, kind)), None)
+
+
+def _http_reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "nothing came in time"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "it was closed before an answer came"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "it was closed in the middle of the answer"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return "what came is no HTTP"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return "none of its addresses can be reached"
+    return "it broke"
 
 
 def is_lasting_refusal(error: aiohttp.ClientHttpProxyError) -> bool:

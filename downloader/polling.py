@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -196,7 +197,6 @@ def _told(reason: object) -> str:
     """Return the platform's reason, of whatever kind it is, as one line without secrets."""
     if reason in (None, "", [], {}):
         return "it gives no reason"
-    plain = dict(reason) if isinstance(reason, Mapping) else reason
-    words = plain if isinstance(plain, str) else repr(plain)
+    words = reason if isinstance(reason, str) else json.dumps(reason, ensure_ascii=False)
     # Cut first, since it may be megabytes; a secret that the cut has shortened is scrubbed too.
     return one_line(scrubbed(words[: 10 * MAX_REASON]), MAX_REASON)

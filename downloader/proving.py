@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 
 from downloader.concurrency import in_stoppable_thread, in_thread, run_together
-from downloader.errors import TransferError, VerificationFailed
+from downloader.errors import ObjectChanged, ObjectMissing, TransferError, VerificationFailed
 from downloader.fetch_records import FetchOptions
 from downloader.history import History
 from downloader.progress import Reporter
@@ -21,7 +21,14 @@ from downloader.publish import ManifestFile, ResultDirectory
 from downloader.reading import crc64_of_file
 from downloader.renewal import LinkRenewal
 from downloader.task_result import PlannedObject
-from downloader.transfer import Checkpoints, Link, SyncBatch, Transferred, transfer_file
+from downloader.transfer import (
+    Checkpoints,
+    Link,
+    SyncBatch,
+    Transferred,
+    insist_on_version,
+    transfer_file,
+)
 from downloader.transfer.part_file import PartFile
 from downloader.units import listed
 from downloader.verify import bgzf, check_result
@@ -30,6 +37,9 @@ from state import AsyncStore, Checkpoint, Phase, StateStore
 __all__ = ["MAX_AT_WORK", "Proved", "Proving"]
 
 MAX_AT_WORK = 128  # files that are on their way or wait to be synced; each is open
+SETTLED_SECONDS = 10.0  # a file that is older than the last one by that much is asked for again
+MAX_ROUNDS = 3  # of transfers, where objects are replaced while others come
+MAX_ASKED = 16  # files that are asked for at once
 MAX_PROOFS = 2  # tries to verify, where fetching something again may mend it
 
 
@@ -92,12 +102,10 @@ class Proving:
                 doubtful = await self._doubtful(arrived.files)
                 is_last = proof == MAX_PROOFS
                 await self._forget(doubtful if is_last else self._unconfirmed(arrived, doubtful))
+                if not doubtful and not is_last and await self._replaced(arrived, [*arrived.files]):
+                    continue
                 if not doubtful:
-                    raise VerificationFailed(
-                        f"{error} Its bytes on disk are those of the store, so it is wrong there: "
-                        "tell the platform's support, naming the task id. Nothing was published; "
-                        f"the files are kept in {self._place.partial}"
-                    ) from error
+                    return self._proved(arrived, await self._checked_once_more())
                 if is_last:
                     raise VerificationFailed(
                         f"{error} It came {MAX_PROOFS} times, and nothing was published; the same "
@@ -122,11 +130,20 @@ class Proving:
         """Transfer every file, and add up what came; a second try resumes bytes of this run."""
         await self._history.enter(Phase.TRANSFERRING)
         began = time.monotonic()
-        arrived = await self._side_by_side()
+        for number in range(MAX_ROUNDS):
+            arrived = await self._side_by_side()
+            self._received_bytes += arrived.received_bytes
+            if is_first and number == 0:
+                self._resumed_bytes = arrived.resumed_bytes
+            if not await self._replaced(arrived, arrived.older_than_the_last(SETTLED_SECONDS)):
+                break
+        else:
+            raise ObjectChanged(
+                f"Files of the result were replaced in the store {MAX_ROUNDS} times while others "
+                "of it came, so that they are not of one result; run the same command again when "
+                "the platform has finished"
+            )
         self._transfer_seconds += time.monotonic() - began
-        self._received_bytes += arrived.received_bytes
-        if is_first:
-            self._resumed_bytes = arrived.resumed_bytes
         await self._history.tell(
             "transferred", "Every file is on disk", received_bytes=self._received_bytes
         )
@@ -154,6 +171,42 @@ class Proving:
         await run_together(work() for _ in range(workers))
         return arrived
 
+    async def _replaced(self, arrived: _Arrived, names: Sequence[str]) -> set[str]:
+        """Name those of the files that the store has in another version by now.
+
+        While a large file comes, the platform may run the task again: then what came before is of
+        another result than what came behind it, each of them whole.
+        """
+        waiting, replaced = deque(one for one in self._objects if one.name in {*names}), set()
+
+        async def work() -> None:
+            while waiting:
+                one = waiting.popleft()
+                file = arrived.files[one.name]
+                try:
+                    with _named(one.name):
+                        await insist_on_version(
+                            self._link(one),
+                            etag=file.etag,
+                            size=file.size,
+                            session=self._session,
+                            options=self._options.transfer,
+                        )
+                except ObjectChanged:
+                    replaced.add(one.name)
+                except ObjectMissing:
+                    pass  # what was there is here, and nothing has come in its place
+
+        await run_together(work() for _ in range(min(MAX_ASKED, len(waiting))))
+        if replaced:
+            self._reporter.note(
+                f"Replaced in the store while others came, and fetched again: {listed(replaced)}"
+            )
+        return replaced
+
+    def _link(self, one: PlannedObject) -> Link:
+        return Link(one.url, lambda refused: self._renewal.renew(one, refused))
+
     async def _part_paths(self) -> Mapping[str, Path]:
         return await in_thread(self._place.part_paths, [one.name for one in self._objects])
 
@@ -164,7 +217,7 @@ class Proving:
             return await transfer_file(
                 one.name,
                 part_path=part_path,
-                link=Link(one.url, lambda refused: self._renewal.renew(one, refused)),
+                link=self._link(one),
                 session=self._session,
                 checkpoints=checkpoints,
                 reporter=self._reporter,
@@ -192,6 +245,21 @@ class Proving:
         passed = "Every check has passed" if level != "off" else "No check was wanted"
         await self._history.tell("verified", passed, warnings=warnings, level=level)
         return warnings
+
+    async def _checked_once_more(self) -> list[str]:
+        """Check what is on disk as it is in the store.
+
+        A disk that could not be read for a moment looks like a file that is wrong: htslib tells
+        of both in the same way.
+        """
+        try:
+            return await self._checked()
+        except VerificationFailed as error:
+            raise VerificationFailed(
+                f"{error} Its bytes on disk are those of the store, so it is wrong there: "
+                "tell the platform's support, naming the task id. Nothing was published; "
+                f"the files are kept in {self._place.partial}"
+            ) from error
 
     async def _doubtful(self, files: Mapping[str, ManifestFile]) -> set[str]:
         """Name the files that may be other than the store's: by no checksum, or by the disk's."""
@@ -224,11 +292,18 @@ class _Arrived:
         self.identities: dict[str, tuple[int, int]] = {}
         self.received_bytes = 0
         self.resumed_bytes = 0
+        self._ended_at: dict[str, float] = {}
+
+    def older_than_the_last(self, seconds: float) -> Sequence[str]:
+        """Name the files that had arrived so long before the last one did."""
+        last = max(self._ended_at.values(), default=0.0)
+        return [name for name, at in self._ended_at.items() if at < last - seconds]
 
     def add(self, one: PlannedObject, transferred: Transferred) -> None:
         self.received_bytes += transferred.received_bytes
         self.resumed_bytes += transferred.resumed_bytes
         self.identities[one.name] = transferred.identity
+        self._ended_at[one.name] = time.monotonic()
         self.files[one.name] = ManifestFile(
             name=one.name,
             size=transferred.size,

@@ -98,7 +98,10 @@ class LinkRenewal:
             await pause(ANOTHER_SECOND)
             link = await self._ask_to_sign(wanted)
         if link in self._refused:
-            raise LinkRefused(f"The store refuses the only link that there is to {wanted.name}")
+            raise LinkRefused(
+                f"The store refuses the only link that there is to {wanted.name}: ask the "
+                "platform's support, naming the task id"
+            )
         return link
 
     async def _ask_to_sign(self, wanted: PlannedObject) -> str:

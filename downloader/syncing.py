@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,10 @@ __all__ = [
 
 SYNC_THREADS = 8  # the kernel joins syncs that come at once; more gain nothing
 FEW = 16  # files that are synced sooner than threads are started
+# What is told of a directory by file systems that can sync none, as some of networks do. Nothing
+# but that: a disk that fails, or is full, is told of by the caller.
+_CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_MAY_NOT = (errno.EACCES, errno.EPERM)
 
 
 def sync_files(directory: Path | int, names: Sequence[str]) -> None:
@@ -56,19 +61,33 @@ def _sync_share(root: int, names: Iterable[str]) -> None:
 
 
 def sync_directory(directory: str | Path | int) -> None:
-    """Sync the names in a directory, which may be open already."""
+    """Sync the names in a directory, which may be open already, where the file system can."""
     if isinstance(directory, int):
-        os.fsync(directory)
+        _sync_names_in(directory)
         return
     with _opened(directory) as descriptor:
+        _sync_names_in(descriptor)
+
+
+def _sync_names_in(descriptor: int) -> None:
+    try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
 
 
 def sync_names(directories: Iterable[str | Path | int]) -> None:
-    """Make the names of new files survive a power loss, where the file system can."""
+    """Make the names of new files survive a power loss, where the file system and its owner let us.
+
+    Not everybody may open the directory that is above his own.
+    """
     for directory in directories:
-        with contextlib.suppress(OSError):
+        try:
             sync_directory(directory)
+        except OSError as error:
+            if error.errno not in _MAY_NOT:
+                raise
 
 
 def make_directories(path: Path) -> None:

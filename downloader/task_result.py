@@ -20,6 +20,7 @@ from downloader.errors import BadTaskResult, InvalidTaskId
 from downloader.hosts import HostRules
 
 __all__ = [
+    "ASIDE",
     "MANIFEST_NAME",
     "PARTIAL_SUFFIX",
     "PlannedObject",
@@ -29,9 +30,11 @@ __all__ = [
 ]
 
 PARTIAL_SUFFIX = ".partial"
+ASIDE = ".damaged-"  # and a time: of a result that was set aside
 PART_SUFFIX = ".part"
 MANIFEST_NAME = "bge-manifest.json"
 CLAIM_NAME = f"bge-claim{PART_SUFFIX}"  # which state the partial directory belongs to
+_IN_VAIN = "nothing was fetched: ask the platform's support, naming the task id"
 RESERVED_NAMES = (MANIFEST_NAME, "SHA256SUMS", "MD5SUMS", CLAIM_NAME)
 MAX_TASK_ID = 128
 MAX_NAME_BYTES = 240  # a file system's 255, less our suffixes
@@ -134,11 +137,12 @@ def _links(result: object) -> list[str]:
             "Ask the platform's support, naming the task id"
         )
     if len(result) > MAX_FILES:
-        raise BadTaskResult(f"The task's result lists more than {MAX_FILES} links")
+        raise BadTaskResult(f"The task's result lists more than {MAX_FILES} links; {_IN_VAIN}")
     for number, link in enumerate(result, start=1):
         if not isinstance(link, str) or not link:
             raise BadTaskResult(
-                f"Entry {number} of the task's result is {_kind(link)}; expected a link"
+                f"Entry {number} of the task's result is {'empty' if link == '' else _kind(link)}, "
+                f"where a link was expected; {_IN_VAIN}"
             )
     return result
 
@@ -156,11 +160,11 @@ def _key(path: str) -> str:
     try:
         key = unquote(path.removeprefix("/"), errors="strict")
     except UnicodeDecodeError:
-        raise BadTaskResult("A link's path is not UTF-8; nothing was fetched") from None
+        raise BadTaskResult(f"A link's path is not UTF-8; {_IN_VAIN}") from None
     if len(key.encode(errors="surrogatepass")) > MAX_KEY_BYTES:
         raise BadTaskResult(
             f"A link in the task's result has a path of over {MAX_KEY_BYTES} bytes: "
-            f"{key[:40]!r}…; nothing was fetched"
+            f"{key[:40]!r}…; {_IN_VAIN}"
         )
     try:
         os.fsencode(key)
@@ -173,17 +177,16 @@ def _key(path: str) -> str:
         if component in ("", ".", ".."):
             raise BadTaskResult(
                 f"The link's path {key!r} does not name a file below the task's directory; "
-                "nothing was fetched"
+                f"{_IN_VAIN}"
             )
         if _UNUSABLE.search(component):
             raise BadTaskResult(
-                f"The link's path {key!r} has characters that no file name may have; "
-                "nothing was fetched"
+                f"The link's path {key!r} has characters that no file name may have; {_IN_VAIN}"
             )
         if len(component.encode()) > MAX_NAME_BYTES:
             raise BadTaskResult(
                 f"A file name in the task's result has over {MAX_NAME_BYTES} bytes: "
-                f"{component[:40]!r}…; nothing was fetched"
+                f"{component[:40]!r}…; {_IN_VAIN}"
             )
     return key
 
@@ -217,7 +220,7 @@ def _check_places(names: Sequence[str]) -> None:
         if is_taken or any(_is_file(parent, planned) for parent in _parents(name)):
             raise BadTaskResult(
                 f"The task's result has a file named {name!r}, whose place is needed for "
-                "another file; nothing was fetched"
+                f"another file; {_IN_VAIN}"
             )
 
 

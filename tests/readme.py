@@ -17,6 +17,7 @@ EXIT_CODES = {
     3: "the platform says that the task failed",
     4: "not ready by the deadline",
     5: "verification failed: nothing was published",
+    129: "the terminal was closed (SIGHUP)",
     130: "interrupted (Ctrl-C)",
     143: "terminated (SIGTERM)",
 }
@@ -40,7 +41,7 @@ def exit_codes_table():
 
 
 def exit_codes_of_the_errors():
-    """Return every code that an error of ours ends with; 130 and 143 are those of signals."""
+    """Return every code that an error of ours ends with; 129, 130 and 143 are those of signals."""
     kinds = [getattr(errors, name) for name in errors.__all__]
     return {kind.exit_code for kind in kinds if isinstance(kind, type)}
 

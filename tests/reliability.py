@@ -22,14 +22,12 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     yield _line(HEAD)
     yield _line(["---"] * len(HEAD))
     for row in rows:
-        happens = f"{row.happens}. NOT YET: {row.not_yet}" if row.not_yet else row.happens
-        yield _line([row.fault, happens, _exit_code(row), row.again.words])
+        yield _line([row.fault, row.happens, _exit_code(row), row.again.words])
 
 
 def _exit_code(row: Row) -> str:
-    if not row.at_each:
-        return str(row.ends)
-    return f"{row.ends}, or 0 where it can do without" if row.may_go_on else str(row.ends)
+    codes = str(row.ends) if row.or_ends is None else f"{row.ends} or {row.or_ends}"
+    return f"{codes}, or 0 {row.may_go_on}" if row.may_go_on else codes
 
 
 def _line(cells: Sequence[str]) -> str:

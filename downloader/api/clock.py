@@ -29,7 +29,7 @@ class PlatformClock:
         self.observed = None
         try:
             at = email.utils.parsedate_to_datetime(date) if date else None
-        except ValueError:
+        except (ValueError, OverflowError):  # a year that no calendar has
             return
         if at is None:
             return

@@ -13,7 +13,7 @@ from downloader.errors import BusinessError, PlatformError, PlatformUnavailable,
 from downloader.logs import one_line
 from downloader.retry import retry_after_seconds
 
-__all__ = ["Reply", "parse_reply", "speaks_of_expired_timestamp"]
+__all__ = ["Reply", "parse_reply", "speaks_of_expired_timestamp", "speaks_of_used_nonce"]
 
 MAX_MSG_LENGTH = 1000
 MAX_CODE_LENGTH = 100
@@ -68,6 +68,14 @@ def speaks_of_expired_timestamp(error: BusinessError) -> bool:
     text = f"{error.code} {error.msg}".lower().replace("time stamp", "timestamp")
     names_it = "timestamp" in text or "时间戳" in text
     return names_it and any(word in text for word in ("expire", "invalid", "过期", "失效", "无效"))
+
+
+def speaks_of_used_nonce(error: BusinessError) -> bool:
+    """Tell whether the platform has had the call before, as where a proxy repeats it."""
+    text = error.msg.lower()
+    words = ("used", "repeat", "duplicate", "replay", "exist", "重复", "已使用", "用过", "已存在")
+    names_it = "nonce" in text or "随机" in text
+    return names_it and any(word in text for word in words)
 
 
 def _refuse_faults(reply: Reply) -> None:

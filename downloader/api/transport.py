@@ -7,6 +7,7 @@ import math
 import secrets
 import time
 from dataclasses import dataclass, field
+from datetime import timedelta
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -14,7 +15,12 @@ import aiohttp
 from downloader._version import __version__
 from downloader.api.clock import PlatformClock
 from downloader.api.endpoints import Call
-from downloader.api.envelope import Reply, parse_reply, speaks_of_expired_timestamp
+from downloader.api.envelope import (
+    Reply,
+    parse_reply,
+    speaks_of_expired_timestamp,
+    speaks_of_used_nonce,
+)
 from downloader.api.model import Model
 from downloader.api.signing import sign
 from downloader.api.turns import Turns
@@ -26,8 +32,8 @@ from downloader.errors import (
     PlatformUnavailable,
     redacted,
 )
-from downloader.hosts import is_loopback
-from downloader.network import is_lasting_refusal, proxy_for, refused_by_proxy, untrusted
+from downloader.hosts import http_parts, is_loopback
+from downloader.network import is_lasting_refusal, proxy_for, reason, refused_by_proxy, untrusted
 from downloader.retry import attempts
 from downloader.units import counted
 
@@ -116,18 +122,27 @@ class Transport:
             await session.close()
 
     async def _attempt(self, call: Call, number: int) -> Model:
-        """Send once; and once more at once if only our clock was to blame."""
+        """Send once; and once more at once if only our clock or the nonce was to blame."""
         skew = self.clock.skew
         try:
             return await self._exchange(call, number)
         except BusinessError as error:
-            if not speaks_of_expired_timestamp(error) or not self.clock.correct(skew):
+            if not self._is_to_be_made_anew(error, skew):
                 raise
+        return await self._exchange(call, number)
+
+    def _is_to_be_made_anew(self, error: BusinessError, skew: timedelta) -> bool:
+        """Tell whether the same call may be taken with another time stamp or another nonce."""
+        if speaks_of_used_nonce(error):
+            logger.warning("The platform has had this very call before; sending it anew")
+            return True
+        if not speaks_of_expired_timestamp(error) or not self.clock.correct(skew):
+            return False
         logger.warning(
             "This machine's clock is off by %s from the platform's; going on with the platform's",
             abs(self.clock.skew),
         )
-        return await self._exchange(call, number)
+        return True
 
     async def _exchange(self, call: Call, number: int) -> Model:
         """Sign, send and read one request in its turn, and tell the log how it went."""
@@ -182,7 +197,7 @@ class Transport:
         except (aiohttp.ClientError, OSError) as error:
             host = urlsplit(options.endpoint).netloc
             raise PlatformUnavailable(
-                f"The connection to {host} failed: {_reason(error)}"
+                f"The connection to {host} failed: {reason(error)}"
             ) from error
 
     def _signed(self, call: Call) -> dict[str, str]:
@@ -232,23 +247,11 @@ def _proxy_refusal(error: aiohttp.ClientHttpProxyError) -> PlatformError:
     return kind(refused_by_proxy(error))
 
 
-def _reason(error: BaseException) -> str:
-    """Say why a connection failed without quoting anything that could hold a secret."""
-    inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(inner, OSError) and inner.strerror:
-        return inner.strerror
-    return type(error).__name__
-
-
 def _check_endpoint(endpoint: str) -> None:
     """Raise unless the endpoint is an https address, or plain http on this machine."""
     expected = f"expected an address such as {DEFAULT_ENDPOINT}"
-    try:
-        parts = urlsplit(endpoint)
-        is_whole = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_whole = False
-    if not is_whole or any(character.isspace() for character in endpoint):
+    parts = http_parts(endpoint)
+    if parts is None or any(character.isspace() for character in endpoint):
         raise InvalidSettings(f"The endpoint is no http address; {expected}")
     if parts.username is not None or parts.query or parts.fragment:
         raise InvalidSettings(

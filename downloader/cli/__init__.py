@@ -27,8 +27,8 @@ app = typer.Typer(
     name=PROGRAM,
     help="Bring BGE private-platform task results home: whole or absent, proved on disk.",
     epilog="Exit codes: 0 all done, 1 failed, 2 usage or settings, 3 the platform says the task "
-    "failed, 4 not ready by the deadline, 5 verification failed, 130 interrupted, 143 terminated.\n"
-    "\nTry it without credentials: bge-downloader demo",
+    "failed, 4 not ready by the deadline, 5 verification failed, 129 hung up, 130 interrupted, "
+    "143 terminated.\n\nTry it without credentials: bge-downloader demo",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

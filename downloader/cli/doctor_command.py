@@ -76,7 +76,7 @@ def _print(diagnosis: Diagnosis, *, json: bool) -> None:
             "found": diagnosis.found,
             "mend": diagnosis.mend,
         }
-        typer.echo(json_text.dumps(facts, ensure_ascii=False))
+        typer.echo(json_text.dumps(facts))
         return
     typer.echo(f"{MARKS[diagnosis.verdict]}  {diagnosis.what}: {printable(diagnosis.found)}")
     if diagnosis.mend:

@@ -230,7 +230,7 @@ class _Teller:
     def _print_json(self, facts: dict[str, object]) -> None:
         import json
 
-        self._print(json.dumps(facts, ensure_ascii=False))
+        self._print(json.dumps(facts))
 
     def _print(self, line: str) -> None:
         """Write a line to stdout; one that cannot be written to stops no other task."""

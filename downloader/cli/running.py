@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import gc
 import io
 import os
@@ -93,16 +94,25 @@ async def _until_a_signal(
         last_resort.start()
         task.cancel(128 + number)
 
-    for number in _ending_signals():
-        loop.add_signal_handler(number, stop, number)
+    heard: dict[int, Callable[[], object]] = {
+        number: functools.partial(stop, number) for number in _ending_signals()
+    }
     if on_hangup is not None:
-        loop.add_signal_handler(signal.SIGHUP, on_hangup)
+        heard[signal.SIGHUP] = on_hangup
+    for number, then in heard.items():
+        loop.add_signal_handler(number, then)
     try:
         return await task
     except asyncio.CancelledError:
         if not received:
             raise
         raise Interrupted("Interrupted", exit_code=128 + received[0]) from None
+    finally:
+        # Nothing is left that would be lost. asyncio itself goes on listening for a while, when
+        # what it would hear by is closed already, and Python complains of each signal.
+        for number in heard:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _ending_signals() -> list[int]:
@@ -134,7 +144,8 @@ def exit_code_of(interruption: asyncio.CancelledError) -> int:
 def told() -> Iterator[None]:
     """Turn errors into one sentence on stderr and their exit code."""
     try:
-        yield
+        with _interruptible():
+            yield
     except KeyboardInterrupt:
         _end(130, "Interrupted")
     except Interrupted as error:
@@ -148,6 +159,21 @@ def told() -> Iterator[None]:
         # Whoever reads our output and has left needs no telling.
         is_left = isinstance(error, BrokenPipeError)
         _end(1, None if is_left else f"The output could not be written: {error.strerror}")
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise a KeyboardInterrupt in here, also where it ends the process outside.
+
+    Afterwards, while the end is told and Python clears up, it would be an error of nobody's.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+    try:
+        if usual is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def complain(message: str) -> None:

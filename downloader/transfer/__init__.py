@@ -3,7 +3,7 @@
 from downloader.transfer.buffers import BufferPool
 from downloader.transfer.checkpointing import Checkpoints
 from downloader.transfer.connections import Connections
-from downloader.transfer.engine import transfer_file
+from downloader.transfer.engine import insist_on_version, transfer_file
 from downloader.transfer.link import Link
 from downloader.transfer.options import TransferOptions, Transferred
 from downloader.transfer.straight import StraightRoad
@@ -21,5 +21,6 @@ __all__ = [
     "SyncBatch",
     "TransferOptions",
     "Transferred",
+    "insist_on_version",
     "transfer_file",
 ]

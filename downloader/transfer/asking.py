@@ -42,7 +42,7 @@ class Asking:
         turn: Turn | None,
         *,
         patience: Patience | None = None,
-        may_be_straight: bool = False,
+        may_be_straight: Callable[[], bool] = lambda: False,
     ) -> None:
         """Ask for what is missing until nothing is, with patience renewed by every byte.
 
@@ -55,7 +55,7 @@ class Asking:
         """
         patience = patience or self._options.patience(leave_alone=self._source.leave_alone)
         while (span := missing()) is not None:
-            body = self._body(opened, *span, turn, may_be_straight=may_be_straight)
+            body = self._body(opened, *span, turn, may_be_straight=may_be_straight())
             error = await self._attempt(body, pour)
             opened = None
             if (left := missing()) is None:

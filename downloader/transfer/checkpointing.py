@@ -56,15 +56,20 @@ class Checkpoints(Protocol):
         ...
 
 
-def checkpoint_of(version: Version, runs: Sequence[SegmentRun]) -> Checkpoint:
+def checkpoint_of(version: Version, runs: Sequence[SegmentRun], part: PartFile) -> Checkpoint:
     """Return how far the segments have come, to be saved once the part file has been synced."""
-    return checkpoint_with(version, tuple(run.snapshot() for run in runs))
+    segments = tuple(run.snapshot() for run in runs)
+    return checkpoint_with(version, segments, part_id=part.part_id)
 
 
-def checkpoint_with(version: Version, segments: tuple[Segment, ...]) -> Checkpoint:
+def checkpoint_with(
+    version: Version, segments: tuple[Segment, ...], *, part_id: str | None
+) -> Checkpoint:
     """Return a checkpoint of the version, with the checksum that the store told of it."""
     told = None if version.crc64 is None else str(version.crc64)
-    return Checkpoint(etag=version.etag, size=version.size, segments=segments, crc64=told)
+    return Checkpoint(
+        etag=version.etag, size=version.size, segments=segments, crc64=told, part_id=part_id
+    )
 
 
 def remembered_crc64(checkpoint: Checkpoint | None) -> int | None:
@@ -133,7 +138,7 @@ class Checkpointer:
                 return
             self._last_save = time.monotonic()
             runs = tuple(self._runs)  # some may be cut in two meanwhile
-            checkpoint = checkpoint_of(self._version, runs)
+            checkpoint = checkpoint_of(self._version, runs, self._part)
             await in_thread(self._part.sync)
             await self._checkpoints.save(checkpoint, previous=self._saved)
             self._saved = checkpoint

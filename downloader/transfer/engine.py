@@ -16,6 +16,7 @@ from downloader.transfer.mending import FindDamage, Mending, Range
 from downloader.transfer.object_source import ObjectSource
 from downloader.transfer.one_version import OneVersion
 from downloader.transfer.options import TransferOptions, Transferred
+from downloader.transfer.ranged_get import Version
 from downloader.transfer.restarts import CannotResume, Restarts
 
 __all__ = ["transfer_file"]
@@ -78,6 +79,34 @@ async def transfer_file(
             await restarts.count(error, received=version.received)
         else:
             return done if resumed is None else replace(done, resumed_bytes=resumed)
+
+
+async def insist_on_version(
+    link: Link,
+    *,
+    etag: str | None,
+    size: int,
+    session: aiohttp.ClientSession,
+    options: TransferOptions,
+) -> None:
+    """Ask for one byte of an object of `size` bytes: its store has that very version still.
+
+    Raises:
+        ObjectChanged, ObjectMissing: it has not.
+        TransferError: as its name says.
+    """
+    source = ObjectSource(link, session, rules=options.rules, slow_down=options.slow_down)
+    version = Version(etag=etag, size=size, crc64=None)
+    patience = options.patience(leave_alone=source.leave_alone)
+    last = max(0, size - 1)
+    while True:
+        try:
+            async with source.get(last, last + 1, version, road=options.straight_road):
+                return
+        except DownloaderError as error:
+            if not error.retryable:
+                raise
+            await patience.wait(error)
 
 
 async def _wrong_ranges(

@@ -259,7 +259,7 @@ class Filling:
             opened,
             turn,
             patience=self._patience.pop(run, None),
-            may_be_straight=True,
+            may_be_straight=lambda: not self._ignored_ranges,  # which would ignore them too
         )
 
     # In one stream.

@@ -54,13 +54,13 @@ class Line:
         give_up_at = time.monotonic() + MAX_HEAD_SECONDS
         while (end := raw.find(HEAD_END)) < 0:
             if len(raw) > MAX_HEAD_BYTES:
-                raise NoReply("a head without an end")
+                raise NoReply("its answer has a head without an end")
             if time.monotonic() >= give_up_at:
                 raise TimeoutError
             try:
                 raw += self._some(HEAD_BYTES)
             except EOFError:
-                raise ConnectionResetError("it ended before the head did") from None
+                raise NoReply("it was closed before an answer came") from None
         self._early = memoryview(bytes(raw))[end + len(HEAD_END) :]
         return parse_head(bytes(raw[:end]))
 

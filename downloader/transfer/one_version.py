@@ -29,8 +29,9 @@ from downloader.transfer.filling import Filling
 from downloader.transfer.first_step import FirstStep
 from downloader.transfer.object_source import ObjectSource
 from downloader.transfer.options import TransferOptions, Transferred
-from downloader.transfer.part_file import PartFile
-from downloader.transfer.plan import plan_segments, segments_without, usable
+from downloader.transfer.part_file import PartFile, PartFileReplaced
+from downloader.transfer.part_identity import identity_at
+from downloader.transfer.plan import is_of_part_file, plan_segments, segments_without, usable
 from downloader.transfer.ranged_get import Body, Version
 from downloader.transfer.segment_run import SegmentRun
 from downloader.transfer.straight_body import StraightBody
@@ -62,7 +63,9 @@ class OneVersion:
         self._reporter = reporter
         self._options = options
         self._checkpoint: Checkpoint | None = None  # what an earlier run has left, as far as usable
+        self._is_of_part = False  # and is it of the very part file that is there
         self._is_new = False  # nothing at all is remembered of an earlier run
+        self._may_be_straight = True  # as long as the store tells its versions apart
         self._turn: Turn | None = None
         self._size: int | None = None  # of the object, as far as it is known
         self._version: Version | None = None
@@ -120,8 +123,13 @@ class OneVersion:
             identity = await self._in_turns()
             transferred = self._proved(received_before, identity)
             if any(run.unsafe_bytes for run in self._runs):  # it came in one go
-                checkpoint = checkpoint_of(self._told_version, self._runs)
+                checkpoint = checkpoint_of(self._told_version, self._runs, self._open_part)
                 await self._checkpoints.finish(self._open_part, checkpoint)
+        except PartFileReplaced:
+            with contextlib.suppress(Exception):  # the first error is the one to be told
+                await self._checkpoints.clear()
+            raise
+        else:
             return transferred
         finally:
             if self._part is not None:
@@ -131,13 +139,14 @@ class OneVersion:
         """Forget these ranges of what has arrived, durably: the next try fetches them again."""
         version, length = self._told_version, self._options.segment_size
         segments = segments_without(ranges, size=version.size, segment_size=length)
-        await in_thread(self._sync)
-        await self._checkpoints.save(checkpoint_with(version, segments))
+        part_id = await in_thread(self._sync)
+        await self._checkpoints.save(checkpoint_with(version, segments, part_id=part_id))
         self._reporter.received(self._name, -(self._resumed + self.received))
 
-    def _sync(self) -> None:
+    def _sync(self) -> str | None:
         with contextlib.closing(PartFile.open(self._part_path)) as part:
             part.sync()
+            return part.part_id
 
     async def throw_away(self) -> None:
         """Forget the bytes and the checkpoint, the checkpoint first: it must not outlive them."""
@@ -151,7 +160,9 @@ class OneVersion:
         self._is_new = remembered is None
         if remembered is not None:
             on_disk = await in_thread(PartFile.size_on_disk, self._part_path)
+            part_id = await in_thread(identity_at, self._part_path)
             self._checkpoint = usable(remembered, on_disk)
+            self._is_of_part = is_of_part_file(remembered, on_disk, part_id)
             self._size = self._checkpoint.size if self._checkpoint else None
 
     async def _in_turns(self) -> tuple[int, int]:
@@ -214,6 +225,11 @@ class OneVersion:
             if isinstance(reply, FirstStep):
                 return reply
             self._size = size = reply.version.size
+            if not self._is_believed(reply.version):
+                await replies.aclose()
+                self._begin_anew()
+                start, stop = 0, min(self._options.first_length, size)
+                continue
             if self._own_turn.is_brief and not self._own_turn.is_small:
                 await replies.aclose()
                 await self._own_turn.again()
@@ -221,16 +237,33 @@ class OneVersion:
             if reply.version.etag is not None or reply.stop == size:
                 return reply
             # Without an ETag no two replies can be joined: it must be one that has everything.
+            self._may_be_straight = False
             await replies.aclose()
             if stop >= size:
                 async with self._own_turn.away():
                     await patience.wait(BadStoreReply("The store gives no ETag, and parts only"))
             stop = size
 
+    def _is_believed(self, version: Version) -> bool:
+        """Tell whether the checkpoint can be gone on from.
+
+        It may be of another part file than the one that is there. Only a checksum of the whole
+        object finds out what is not as it says, or that the file was merely moved to another disk.
+        """
+        crc64 = version.crc64 if version.crc64 is not None else remembered_crc64(self._checkpoint)
+        return self._checkpoint is None or self._is_of_part or crc64 is not None
+
+    def _begin_anew(self) -> None:
+        self._checkpoint = None
+        self._reporter.note(
+            f"{self._name}: the part file is not the one that earlier runs have left, and the "
+            "store tells no checksum to prove it by; starting this file again"
+        )
+
     async def _asked_first(
         self, replies: contextlib.AsyncExitStack, start: int, stop: int, version: Version | None
     ) -> Body | StraightBody | FirstStep:
-        road = self._options.straight_road
+        road = self._options.straight_road if self._may_be_straight else None
         if road is None or not self._is_new:
             get = self._source.get(start, stop, version, road=road, turn=self._turn)
             return await replies.enter_async_context(get)

@@ -13,18 +13,22 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
-from downloader.errors import DiskError, DiskFull
+from downloader.errors import DiskError, DiskFull, disk_error
 from downloader.folders import linkless
 from downloader.syncing import sync_names
+from downloader.transfer.part_identity import identity_of
 
-__all__ = ["PAGE_BYTES", "PartFile", "disk_error"]
+__all__ = ["PAGE_BYTES", "PartFile", "PartFileReplaced", "disk_error"]
 
 PAGE_BYTES = 4096  # what offsets and lengths must be multiples of to pass the page cache by
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_RESERVATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EEXIST)
 _DEVICES: dict[int, int] = {}
 _MAX_BUFFERS = 512  # the kernel takes 1,024 in one call (IOV_MAX)
+
+
+class PartFileReplaced(DiskError):
+    """Another file has come into the part file's place; what was written is not there."""
 
 
 class PartFile:
@@ -36,6 +40,7 @@ class PartFile:
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
+        self.part_id = identity_of(descriptor)  # None: nothing tells it from others
         self._descriptor = descriptor
         self._sync_error: OSError | None = None
         self._direct: int | None = None
@@ -52,17 +57,13 @@ class PartFile:
         somebody else has just made: he may be writing to it, where no lock has kept us apart, and
         `confirm` tells him.
         """
-        with _told(path, "opened"):
-            folder = linkless(path.parent)
-            try:
-                if anew and cls.size_on_disk(path) is not None:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(path.name, dir_fd=folder)
-                descriptor = _opened(path, folder, os.O_EXCL if anew else 0)
-            finally:
-                os.close(folder)
+        with _told(path, "opened"), linkless(path.parent) as folder:
+            if anew and cls.size_on_disk(path) is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path.name, dir_fd=folder)
+            descriptor = _opened(path, folder, os.O_EXCL if anew else 0)
             facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
+        if not _is_ordinary(facts):
             os.close(descriptor)
             raise _no_ordinary_file(path)
         return cls(path, descriptor)
@@ -70,23 +71,26 @@ class PartFile:
     @staticmethod
     def remove(path: Path) -> None:
         """Remove the file, if it is there; no link leads to another one."""
-        with _told(path, "removed"), contextlib.suppress(FileNotFoundError):
-            folder = linkless(path.parent)
-            try:
-                os.unlink(path.name, dir_fd=folder)
-            finally:
-                os.close(folder)
+        is_gone = contextlib.suppress(FileNotFoundError)
+        with _told(path, "removed"), is_gone, linkless(path.parent) as folder:
+            os.unlink(path.name, dir_fd=folder)
 
     @staticmethod
     def size_on_disk(path: Path) -> int | None:
-        """Return the size of the file at `path` in bytes; None unless it is an ordinary file."""
+        """Return the size of the file at `path` in bytes; None if nothing is there.
+
+        Raises:
+            DiskError: it is no ordinary file of its own, or cannot be looked at.
+        """
         try:
             facts = os.lstat(path)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise disk_error(error, path, "looked at") from error
-        return facts.st_size if stat.S_ISREG(facts.st_mode) else None
+        if not _is_ordinary(facts):
+            raise _no_ordinary_file(path)
+        return facts.st_size
 
     def reserve(self, size: int, *, keep_free: int = 0) -> None:
         """Make the file exactly `size` bytes long, with its blocks reserved where that works.
@@ -202,25 +206,28 @@ class PartFile:
             except OSError as error:
                 self._sync_error = error
                 raise
-        if not self._has_safe_name:
-            self._has_safe_name = True
-            if names is None:
-                sync_names({self.path.parent})
-            else:
-                names.add(self.path.parent)
+            if not self._has_safe_name:
+                if names is None:
+                    sync_names({self.path.parent})
+                else:
+                    names.add(self.path.parent)
+                self._has_safe_name = True
 
     def confirm(self, size: int) -> tuple[int, int]:
         """Make sure that the path still leads to this very file, and that it has its size.
 
         Returns its device and inode, by which it can be known again.
+
+        Raises:
+            PartFileReplaced: it leads to another file.
+            DiskError: it leads nowhere, or somebody has changed the file's size.
         """
         with _told(self.path, "looked at"):
             ours, there = os.fstat(self._descriptor), os.lstat(self.path)
-        if (ours.st_dev, ours.st_ino) != (there.st_dev, there.st_ino) or ours.st_size != size:
-            raise DiskError(
-                f"{self.path} was replaced or cut by another program while it was being written; "
-                "run the same command again"
-            )
+        if not os.path.samestat(ours, there):
+            raise PartFileReplaced(_meddled_with(self.path, "replaced"))
+        if ours.st_size != size:
+            raise DiskError(_meddled_with(self.path, "cut"))
         # Thousands of files are on one device: its number is kept once.
         return _DEVICES.setdefault(ours.st_dev, ours.st_dev), ours.st_ino
 
@@ -238,17 +245,6 @@ class PartFile:
                     os.close(descriptor)
 
 
-def disk_error(error: OSError, path: Path, deed: str) -> DiskError:
-    """Say in one sentence what the disk refused, and what to do."""
-    reason = error.strerror or str(error)
-    if error.errno in _FULL:
-        return DiskFull(
-            f"{path} could not be {deed}: {reason}; free some space and run the same command "
-            "again, it goes on where it stopped"
-        )
-    return DiskError(f"{path} could not be {deed}: {reason}")
-
-
 def _opened(path: Path, folder: int, extra_flags: int) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | extra_flags
     try:
@@ -259,8 +255,22 @@ def _opened(path: Path, folder: int, extra_flags: int) -> int:
         raise
 
 
+def _meddled_with(path: Path, how: str) -> str:
+    return (
+        f"{path} was {how} by another program while it was being written; see which one that is, "
+        "and run the same command again"
+    )
+
+
+def _is_ordinary(facts: os.stat_result) -> bool:
+    return stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1
+
+
 def _no_ordinary_file(path: Path) -> DiskError:
-    return DiskError(f"{path} is no ordinary file of its own; move it away and try again")
+    return DiskError(
+        f"{path} is no ordinary file of its own; move it away, put back what was there if you have "
+        "it, and run the same command again"
+    )
 
 
 @contextlib.contextmanager

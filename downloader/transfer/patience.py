@@ -40,7 +40,8 @@ class Patience:
         self._failures += 1
         if self._failures >= self._max_attempts:
             raise type(error)(
-                f"{error}; given up after {self._failures} attempts in a row without a new byte"
+                f"{error}; given up after {self._failures} attempts in a row without a new byte: "
+                "what came is kept, and the same command goes on once the fault is over"
             ) from error
         asked = getattr(error, "retry_after", None)
         seconds = pause_seconds(self._failures, maximum=self._retry_max_delay, retry_after=asked)

@@ -11,6 +11,7 @@ from state.records import Checkpoint, Segment
 __all__ = [
     "ALIGNMENT",
     "MIN_SHARE",
+    "is_of_part_file",
     "is_strong_etag",
     "plan_segments",
     "segments_without",
@@ -84,6 +85,16 @@ def usable(checkpoint: Checkpoint | None, part_size: int | None) -> Checkpoint |
         return None
     segments = tuple(_clipped(segment, part_size) for segment in checkpoint.segments)
     return replace(checkpoint, segments=segments)
+
+
+def is_of_part_file(checkpoint: Checkpoint, part_size: int | None, part_id: str | None) -> bool:
+    """Tell whether it is of the very part file that is there, and that has all that was saved.
+
+    A file that was cut may soon be as long as before, with nothing in its end.
+    """
+    if part_size is None or part_id is None or checkpoint.part_id != part_id:
+        return False
+    return all(segment.position <= part_size for segment in checkpoint.segments)
 
 
 def _clipped(segment: Segment, part_size: int) -> Segment:

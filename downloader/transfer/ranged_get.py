@@ -26,7 +26,7 @@ from downloader.errors import (
 )
 from downloader.hosts import HostRules
 from downloader.logs import printable
-from downloader.network import is_lasting_refusal, proxy_for, refused_by_proxy, untrusted
+from downloader.network import is_lasting_refusal, proxy_for, reason, refused_by_proxy, untrusted
 from downloader.retry import retry_after_seconds
 from downloader.transfer.plan import is_strong_etag
 
@@ -51,6 +51,7 @@ MAX_HEAD_SECONDS = 600.0  # for the head of a reply, and for interim ones before
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _UNSATISFIED_RANGE = re.compile(r"bytes \*/([0-9]{1,18})")
 _REDIRECTS = (301, 302, 303, 307, 308)
+_ASK = "ask the platform's support, naming the task id"
 _PASSING = (408, 425, 429)
 _THROTTLED = (429, 503)
 
@@ -90,12 +91,19 @@ class Body:
     """The checked body of a reply: the bytes [start, stop) of the object, read once, in order."""
 
     def __init__(
-        self, version: Version, start: int, stop: int, response: aiohttp.ClientResponse
+        self,
+        version: Version,
+        start: int,
+        stop: int,
+        response: aiohttp.ClientResponse,
+        *,
+        stall_timeout: float | None,
     ) -> None:
         self.version = version
         self.position = start
         self.stop = stop
         self._response = response
+        self._stall_timeout = stall_timeout
         self._left = memoryview(b"")
 
     async def read(self, limit: int) -> memoryview:
@@ -121,7 +129,9 @@ class Body:
         content = self._response.content
         with _passing_faults():
             try:
-                return await content.readany()
+                # The session's own limit takes what frames the body for a sign of life.
+                async with asyncio.timeout(self._stall_timeout):
+                    return await content.readany()
             except (aiohttp.ClientError, TimeoutError):
                 # aiohttp tells of the broken connection first, and keeps the bytes that came
                 # before it: where each connection breaks early, they are all the progress.
@@ -155,15 +165,16 @@ async def ranged_get(
     headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     if version is not None and version.etag is not None:
         headers["If-Match"] = version.etag
+    stall = session.timeout.sock_read
     async with _following_redirects(session, url, headers, rules) as response:
         if response.status != 416 or start > 0:  # noqa: PLR2004
-            yield await _checked(response, start, stop, version)
+            yield await _checked(response, start, stop, version, stall_timeout=stall)
             return
     # RFC 9110 §14.1.2: of an empty object no range can be had. Emptiness is not believed of a
     # refusal: the plain answer tells size, version and checksum.
     del headers["Range"]
     async with _following_redirects(session, url, headers, rules) as response:
-        yield await _checked(response, start, stop, version)
+        yield await _checked(response, start, stop, version, stall_timeout=stall)
 
 
 @contextlib.asynccontextmanager
@@ -187,7 +198,7 @@ async def _following_redirects(
             )
         url = target
     raise TransferError(
-        f"{redacted(url)} redirects more than {MAX_REDIRECTS} times; the link leads nowhere"
+        f"{redacted(url)} redirects more than {MAX_REDIRECTS} times; the link leads nowhere: {_ASK}"
     )
 
 
@@ -234,35 +245,36 @@ def _passing_faults() -> Iterator[None]:
 
 
 def _fault_sentence(error: Exception) -> str:
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return "The store cannot be reached: no connection in time"
     if isinstance(error, TimeoutError):
         return "The store sent nothing for too long"
     if isinstance(error, aiohttp.ClientProxyConnectionError):
-        reason = error.os_error.strerror or error
-        return f"The proxy at {error.host}:{error.port} cannot be reached: {reason}"
+        return f"The proxy at {error.host}:{error.port} cannot be reached: {reason(error)}"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return f"The store at {error.host} cannot be reached: {error.os_error.strerror or error}"
+        return f"The store at {error.host} cannot be reached: {reason(error)}"
     if isinstance(error, aiohttp.ClientPayloadError):
         return "The connection to the store ended in the middle of the body"
-    return f"The connection to the store was lost ({type(error).__name__})"
+    return f"The connection to the store was lost: {reason(error)}"
 
 
 async def _checked(
-    response: aiohttp.ClientResponse, start: int, stop: int, version: Version | None
+    response: aiohttp.ClientResponse,
+    start: int,
+    stop: int,
+    version: Version | None,
+    *,
+    stall_timeout: float | None,
 ) -> Body:
     if response.status == 206:  # noqa: PLR2004
-        return _partial_body(response, start, stop, version)
-    if response.status == 200:  # noqa: PLR2004
-        return _whole_body(response, version)
-    if response.status == 416:  # noqa: PLR2004
+        span = partial_span(response, start, stop, version)
+    elif response.status == 200:  # noqa: PLR2004
+        span = whole_span(response, version)
+    elif response.status == 416:  # noqa: PLR2004
         raise _unsatisfied(response, start, version)
-    raise await _refusal(response)
-
-
-def _partial_body(
-    response: aiohttp.ClientResponse, start: int, stop: int, version: Version | None
-) -> Body:
-    found, first, behind = partial_span(response, start, stop, version)
-    return Body(found, first, behind, response)
+    else:
+        raise await _refusal(response)
+    return Body(*span, response, stall_timeout=stall_timeout)
 
 
 def partial_span(
@@ -274,22 +286,19 @@ def partial_span(
         BadStoreReply: it does not fit the request.
         ObjectChanged: it is about another version.
     """
-    header = reply.headers.get("Content-Range", "")
-    match = _CONTENT_RANGE.fullmatch(header.strip())
+    header, asked = reply.headers.get("Content-Range", "").strip(), f"{start}-{stop - 1}"
+    match = _CONTENT_RANGE.fullmatch(header)
     if match is None:
-        raise BadStoreReply(f"The store answered 206 with the Content-Range {header!r}")
+        what = f"the Content-Range {header!r}" if header else "no Content-Range"
+        raise BadStoreReply(
+            f"The store answered 206 with {what}, where bytes {asked} were expected"
+        )
     first, last, total = (int(group) for group in match.groups())
-    asked = f"bytes {start}-{stop - 1}"
     if first != start or not start <= last < min(stop, total):
-        raise BadStoreReply(f"The store was asked for {asked} and answered {header!r}")
+        raise BadStoreReply(f"The store was asked for bytes {asked} and answered {header!r}")
     if reply.content_length not in (None, last + 1 - first):
         raise BadStoreReply(f"The store announced {reply.content_length} bytes for {header!r}")
     return _same_version(reply, total, version), first, last + 1
-
-
-def _whole_body(response: aiohttp.ClientResponse, version: Version | None) -> Body:
-    found, first, behind = whole_span(response, version)
-    return Body(found, first, behind, response)
 
 
 def whole_span(reply: ReplyHead, version: Version | None) -> tuple[Version, int, int]:
@@ -315,7 +324,8 @@ def _unsatisfied(
     total = int(match[1]) if match else None
     if version is not None and total not in (None, version.size):
         return ObjectChanged(f"The object had {version.size} bytes and now has {total}")
-    return BadStoreReply(f"The store has nothing at offset {start} (416, {header!r})")
+    told = f", {header!r}" if header else ""
+    return BadStoreReply(f"The store has nothing at offset {start} (416{told})")
 
 
 def _same_version(reply: ReplyHead, total: int, version: Version | None) -> Version:
@@ -330,7 +340,8 @@ def _same_version(reply: ReplyHead, total: int, version: Version | None) -> Vers
     if found.size != version.size:
         raise ObjectChanged(f"The object had {version.size} bytes and now has {found.size}")
     if found.etag != version.etag:
-        raise ObjectChanged(f"The object was {version.etag} and is now {found.etag}")
+        now = found.etag or "without an ETag"
+        raise ObjectChanged(f"The object was {version.etag or 'without an ETag'} and is now {now}")
     if version.crc64 is None:
         return found
     if found.crc64 not in (None, version.crc64):
@@ -357,17 +368,17 @@ def refusal(status: int, headers: Headers, body: bytes) -> TransferError:
         return ObjectChanged(f"The object was replaced in the store ({said})")
     if code == "InvalidObjectState":
         return ObjectArchived(
-            f"The object is archived and must be restored in the store first ({said})"
+            f"The object is archived and must be restored in the store first ({said}); {_ASK}"
         )
     if status in (401, 403):
         return LinkRefused(f"The store refused the link: {said}")
     if status == 404:  # noqa: PLR2004
-        return ObjectMissing(f"The store has no such object: {said}")
+        return ObjectMissing(f"The store has no such object: {said}; {_ASK}")
     if status in _PASSING or status >= 500:  # noqa: PLR2004
         return StoreUnavailable(
             f"The store answered {said}", retry_after=_asked_pause(status, headers)
         )
-    return TransferError(f"The store answered {said}")
+    return TransferError(f"The store answered {said}; if it stays so, {_ASK}")
 
 
 def _asked_pause(status: int, headers: Headers) -> float | None:

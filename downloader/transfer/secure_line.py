@@ -99,14 +99,16 @@ class SecureLine(Line):
         """Decrypt into the buffer what comes: what is there, and more until the time is up."""
         if self._broke is not None:
             raise self._broke
-        held = 0
+        held, has_waited = 0, False
         while held < len(view):
             try:
                 came = cast("int", self._tls.read(len(view) - held, view[held:]))
             except ssl.SSLWantReadError:
-                is_over = held and time.monotonic() >= until
+                # Also of a store that never comes to the end of a record: the caller counts.
+                is_over = has_waited and time.monotonic() >= until
                 if is_over or not self._take_in():
                     break
+                has_waited = True
                 continue
             except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
                 came = 0

@@ -3,8 +3,8 @@
 A blocking read fills a page-aligned buffer, its CRC-64 is taken, and it is written with O_DIRECT:
 the bytes are touched once, and the event loop not at all. It is for stores that can be reached
 without a proxy. Parts of an object, whole ones and refusals are read here; whatever is out of the
-ordinary (a redirect, a body without a length, a reply that does not fit) is left to the plain way,
-which knows what it means.
+ordinary (a redirect, a body without a length, the whole object for a range) is left to the plain
+way, which knows what it means.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from urllib.parse import SplitResult
 import aiohappyeyeballs
 
 from downloader.concurrency import outlasting
-from downloader.errors import BadStoreReply, ObjectChanged, StoreUnavailable
+from downloader.errors import StoreUnavailable
 from downloader.hosts import HostRules
 from downloader.network import proxy_for
 from downloader.transfer.buffers import BufferPool
@@ -103,6 +103,7 @@ class StraightRoad:
         Raises:
             TransferError: the store refuses, as its subclass says.
             StoreUnavailable: the connection was lost, or nothing came for too long.
+            BadStoreReply, ObjectChanged: the reply does not fit the request, or the version.
             DownloaderError: what `then` raises.
         """
         request = RangeRequest(parts, start, stop, version)
@@ -168,15 +169,15 @@ class StraightRoad:
         try:
             async with asyncio.timeout(self._connect_timeout):
                 connected = await self._reached(request)
+            if request.parts.scheme != "https":
+                return Line(request.place, connected, stall_timeout=self._stall_timeout)
+            return await self._secured(request.place, connected)
         except TimeoutError as error:
             raise StoreUnavailable(
                 f"The store at {request.host} cannot be reached: no connection in time"
             ) from error
         except (OSError, ValueError):  # the latter of a name that cannot be looked up
             return None
-        if request.parts.scheme != "https":
-            return Line(request.place, connected, stall_timeout=self._stall_timeout)
-        return await self._secured(request.place, connected)
 
     async def _reached(self, request: RangeRequest) -> socket.socket:
         loop = asyncio.get_running_loop()
@@ -187,8 +188,8 @@ class StraightRoad:
             places, happy_eyeballs_delay=0.25, interleave=1
         )
 
-    async def _secured(self, place: Place, connected: socket.socket) -> Line | None:
-        """Shake hands; None if the store is not trusted, or speaks no TLS."""
+    async def _secured(self, place: Place, connected: socket.socket) -> Line:
+        """Shake hands; OSError if the store is not trusted, or speaks no TLS."""
         try:
             line = SecureLine(
                 place,
@@ -201,10 +202,8 @@ class StraightRoad:
                 lambda: line.shake_hands(self._connect_timeout),
                 stop=line.wake,
             )
-        except BaseException as error:
+        except BaseException:
             connected.close()
-            if isinstance(error, (OSError, ValueError)) and not isinstance(error, TimeoutError):
-                return None
             raise
         return line
 
@@ -306,16 +305,18 @@ class _Asking:
 
 
 def _checked(reply: Head, request: RangeRequest) -> tuple[Version, int, int] | None:
-    """Return what a reply brings; None if it is out of the ordinary in any way."""
+    """Return what a reply brings; None if it is out of the ordinary in any way.
+
+    Raises:
+        BadStoreReply: it does not fit the request.
+        ObjectChanged: it is about another version.
+    """
     if reply.content_length is None:
         return None
-    try:
-        if reply.status == HTTPStatus.PARTIAL_CONTENT:
-            span = partial_span(reply, request.start, request.stop, request.version)
-        elif reply.status == HTTPStatus.OK and request.version is None:
-            span = whole_span(reply, None)
-        else:
-            return None
-    except (BadStoreReply, ObjectChanged):
-        return None  # one strange reply is asked for again, and told of by the plain way
+    if reply.status == HTTPStatus.PARTIAL_CONTENT:
+        span = partial_span(reply, request.start, request.stop, request.version)
+    elif reply.status == HTTPStatus.OK and request.version is None:
+        span = whole_span(reply, None)
+    else:
+        return None
     return span if span[0].etag is not None else None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from downloader.errors import DiskError, StoreUnavailable
+from downloader.network import reason
 from downloader.transfer.buffers import SMALL_BYTES, BufferPool
 from downloader.transfer.growth import Meter
 from downloader.transfer.line import Line
@@ -18,6 +19,7 @@ from downloader.transfer.part_file import PAGE_BYTES, PartFile
 from downloader.transfer.ranged_get import Version
 from downloader.transfer.segment_run import SegmentRun
 from downloader.transfer.throttle import RateLimit
+from downloader.transfer.wire import NoReply
 
 __all__ = ["LineKeeper", "StraightBody", "passing_faults"]
 
@@ -221,7 +223,7 @@ def passing_faults() -> Iterator[None]:
         yield
     except TimeoutError as error:
         raise StoreUnavailable("The store sent nothing for too long") from error
+    except NoReply as error:
+        raise StoreUnavailable(f"The connection to the store was lost: {error}") from error
     except OSError as error:
-        raise StoreUnavailable(
-            f"The connection to the store was lost ({type(error).__name__})"
-        ) from error
+        raise StoreUnavailable(f"The connection to the store was lost: {reason(error)}") from error

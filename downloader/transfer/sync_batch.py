@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from downloader.concurrency import in_thread, outlasting
 from downloader.errors import DiskError
 from downloader.syncing import sync_names
-from downloader.transfer.part_file import PartFile
+from downloader.transfer.part_file import PartFile, disk_error
 from state.records import Checkpoint
 
 __all__ = ["SyncBatch"]
@@ -54,7 +54,7 @@ class SyncBatch:
         A caller who is cancelled is not waited for, but his file is, before it is closed.
 
         Raises:
-            DiskError: the file could not be synced; nothing of it is remembered.
+            DiskError: the file, or its name, could not be synced; nothing of it is remembered.
             StateError: the checkpoints could not be saved.
         """
         settled = asyncio.get_running_loop().create_future()
@@ -81,7 +81,7 @@ class SyncBatch:
         shares = [batch[first::count] for first in range(count)]
         try:
             outcomes = await asyncio.gather(*(in_thread(_synced, share) for share in shares))
-            await in_thread(sync_names, {path for _, paths in outcomes for path in paths})
+            await in_thread(_sync_names, {path for _, paths in outcomes for path in paths})
             failed = {file_id: error for errors, _ in outcomes for file_id, error in errors.items()}
             good = [one for one in batch if one.file_id not in failed]
             await self._save({one.file_id: one.checkpoint for one in good})
@@ -94,6 +94,14 @@ class SyncBatch:
                 one.settled.set_exception(failed[one.file_id])
             else:
                 one.settled.set_result(None)
+
+
+def _sync_names(directories: Iterable[Path]) -> None:
+    for directory in directories:
+        try:
+            sync_names([directory])
+        except OSError as error:
+            raise disk_error(error, directory, "synced") from error
 
 
 def _synced(share: Sequence[_Arrival]) -> tuple[dict[int, DiskError], set[Path]]:

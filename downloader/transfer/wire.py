@@ -11,14 +11,15 @@ from downloader.transfer.ranged_get import Version
 __all__ = ["HEAD_END", "Head", "NoReply", "RangeRequest", "parse_head"]
 
 HEAD_END = b"\r\n\r\n"
+NO_HTTP = "what came is no HTTP"
 MAX_LENGTH_DIGITS = 19  # of a length that any disk could hold; a part of a number is none
 # RFC 9112 §4: the status is three digits, and a phrase behind it may be missing.
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: .*)?")
-_FIELD_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*")  # RFC 9112 §5
+_FIELD_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):(.*)")  # RFC 9112 §5
 
 
 class NoReply(ConnectionError):
-    """What came over a connection is no reply of HTTP/1.1."""
+    """What came over a connection, if anything, is no reply of HTTP/1.1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +116,11 @@ def parse_head(raw: bytes) -> Head:
     first, *others = raw.decode("latin-1").split("\r\n")
     status_line = _STATUS_LINE.fullmatch(first)
     if status_line is None:
-        raise NoReply("no status line")
+        raise NoReply(NO_HTTP)
     fields: dict[str, list[str]] = {}
     for line in others:
         field = _FIELD_LINE.fullmatch(line)
         if field is None:
-            raise NoReply("a line that is no field")
-        fields.setdefault(field[1].lower(), []).append(field[2])
+            raise NoReply(NO_HTTP)
+        fields.setdefault(field[1].lower(), []).append(field[2].strip(" \t"))
     return Head(int(status_line[1]), int(status_line[2]), fields)

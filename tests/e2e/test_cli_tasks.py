@@ -3,11 +3,14 @@
 import os
 import re
 import signal
+import sqlite3
 import sys
+from contextlib import closing
 
 import pytest
 from cli_helpers import BIG, COMES, has_come, hold_back, impatient, phases, service
 from e2e_helpers import MIB, PAIR, published, tree, until
+from sqlalchemy import Engine, event
 
 from state import Phase
 
@@ -18,6 +21,12 @@ def outcomes(ended):
     """Return what became of each task, as it was told in JSON."""
     assert ended.exit_code == 0, ended.stderr
     return {event["task_id"]: event["outcome"] for event in ended.events}
+
+
+def change(store, statement, *values):
+    """Write to the state as nobody should."""
+    with closing(sqlite3.connect(store.location)) as connection, connection:
+        connection.execute(statement, values)
 
 
 def kinds(store, task):
@@ -290,6 +299,52 @@ def test_all_that_have_failed_are_tried_again(typed, store):
     assert outcomes(ended) == {"a": "added", "b": "added"}
     assert len(ended.events) == 2
     assert phases(store) == dict.fromkeys("abc", "waiting")
+
+
+def test_many_that_have_failed_are_tried_again_with_few_syncs_of_the_disk(typed, store):
+    """One for each took a minute of 10,000."""
+    store.agenda.watch([f"t-{number}" for number in range(200)], "/data")
+    change(store, "UPDATE tasks SET phase = 'failed', due_at = NULL")
+    syncs = []
+
+    def count(connection):
+        syncs.append(connection)
+
+    event.listen(Engine, "commit", count)
+    try:
+        told = outcomes(typed("retry", "--failed", "--json", "-q"))
+    finally:
+        event.remove(Engine, "commit", count)
+    assert {*told.values()} == {"added"}
+    assert len(told) == 200
+    assert len(syncs) < 20
+
+
+def test_a_task_whose_phase_was_damaged_is_one_that_has_failed(typed, store):
+    typed("add", "task", "-q")
+    change(store, "UPDATE tasks SET phase = 'astonished', due_at = 'yesterday'")
+    assert " failed " in typed("status").stdout
+    assert outcomes(typed("retry", "--failed", "--json", "-q")) == {"task": "added"}
+    assert phases(store) == {"task": "waiting"}
+
+
+@pytest.mark.parametrize(
+    ("damaged", "shown"),
+    [("../else", "../else"), ("\x1b[2J", "?[2J"), ("", ""), (b"a\xff", "a�")],
+)
+def test_a_task_whose_id_was_damaged_is_removed_by_what_is_shown(
+    typed, program, store, damaged, shown
+):
+    """And whatever lies where such an id leads to is none of its files."""
+    elsewhere = program.dest.with_name("else.partial")
+    for directory in (program.dest, elsewhere):
+        directory.mkdir()
+    typed("add", "task", "-q")
+    change(store, "UPDATE tasks SET task_id = ?", damaged)
+    assert f"Task      {shown}" in typed("status", "--", shown).stdout
+    removed = typed("remove", "--files", "--", shown)
+    assert (removed.exit_code, store.find_tasks()) == (0, [])
+    assert elsewhere.is_dir()
 
 
 def test_a_task_that_has_ended_is_not_cancelled(typed, program, store):

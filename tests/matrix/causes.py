@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 from downloader.sandbox import Fault, PlatformFault
+from matrix.faulty import Call, Orders
+from matrix.program import orders_for
 from matrix.row import Cause
 from matrix.story import KEY, Story
 
 __all__ = [
     "and_then",
+    "calls_fail",
     "deed",
     "no_fault",
     "of_platform",
     "of_store",
     "patched",
+    "signals_come",
     "when_half_is_here",
 ]
 
@@ -90,6 +95,42 @@ def patched(target: object, name: str, value: object) -> Cause:
     usual = getattr(target, name)
     change = functools.partial(setattr, target, name)
     return deed(lambda _: change(value), lambda _: change(usual))
+
+
+def calls_fail(
+    *calls: Call,
+    code: int,
+    below: Callable[[Story], Path] = lambda story: story.dest,
+    lasts: bool = False,
+) -> Cause:
+    """Let one of these calls of the program fail, that of the story's chance; or all from it on."""
+
+    @contextlib.asynccontextmanager
+    async def cause(story: Story) -> AsyncIterator[Orders]:
+        orders = orders_for(story)
+        orders.fail(calls, code, below=below(story), at=story.chance, lasts=lasts)
+        yield orders
+        story.orders = None
+
+    return cause
+
+
+def signals_come(*numbers: int, every: int, apart: int = 1, begins: str = "") -> Cause:
+    """Let the program get these signals, some moments `apart`: the later, the later the chance.
+
+    From one chance to the next it is `every` so many moments; `begins` is where they begin.
+    """
+
+    @contextlib.asynccontextmanager
+    async def cause(story: Story) -> AsyncIterator[Orders]:
+        orders = orders_for(story)
+        first = 1 + (story.chance - 1) * every
+        pairs = [(number, first + place * apart) for place, number in enumerate(numbers)]
+        orders.send(*pairs, begins=begins)
+        yield orders
+        story.orders = None
+
+    return cause
 
 
 no_fault = deed(lambda _: None)

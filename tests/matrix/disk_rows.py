@@ -6,18 +6,13 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from downloader.sandbox import Fault
-from matrix.broken_disk import (
-    WITHOUT_RESERVATION,
-    immutable,
-    mounted,
-    no_reservation,
-    refusing,
-    remounted,
-)
-from matrix.causes import and_then, deed, when_half_is_here
+from matrix.broken_disk import WITHOUT_RESERVATION, immutable, mounted, remounted
+from matrix.causes import and_then, calls_fail, deed, when_half_is_here
+from matrix.faulty import Call
+from matrix.program import as_a_process
 from matrix.row import (
     BOTH,
     EVERYTHING,
@@ -28,18 +23,23 @@ from matrix.row import (
     Again,
     Cause,
     Row,
-    times_the_file,
     unread,
+    what_came,
 )
-from matrix.story import DATA, KEY, TBI, TBI_KEY, VCF, VCF_KEY, Story
+from matrix.story import DATA, HALF, KEY, TBI, TBI_KEY, VCF, VCF_KEY, Story
 
 __all__ = ["ROWS"]
 
 KIB = 1024
+CUT = 30 * KIB
 WHOLE_KIB = 168  # what the result takes on a disk, with its directories
 IS_KEPT = "it ends with one sentence that names the file; what came is kept"
 FREE_SOME = "free some space and run the same command again"
-WRITES = ("pwrite", "pwritev")
+WITHOUT = "where it can do without"
+EIO = "Input/output error"
+NEEDS_ROOM = (Call.WRITE, Call.RESERVE, Call.RESIZE, Call.MKDIR)
+ON_ITS_WAY = unread(first=1, later=1)  # when another file makes it end
+CHANGES = (*NEEDS_ROOM, Call.RENAME, Call.UNLINK)
 
 
 class Full:
@@ -94,7 +94,7 @@ def _lasting(place: Callable[[Story], object], state: Callable[..., object]) -> 
 
 
 def _cut_short(story: Story) -> None:
-    os.truncate(story.part_path, 30 * KIB)
+    os.truncate(story.part_path, CUT)
 
 
 def _made_longer(story: Story) -> None:
@@ -142,6 +142,13 @@ def _move_it_away(story: Story) -> None:
     assert (story.directory / "mine.bin").read_bytes()[: 64 * KIB] == DATA[: 64 * KIB]
 
 
+def _put_back(story: Story) -> None:
+    """And put back what was there."""
+    _move_it_away(story)
+    (story.directory / "mine.bin").rename(story.part_path)
+    (story.directory / "moved").rename(story.directory / "moved.txt")
+
+
 def _stranger(story: Story) -> None:
     _moved_aside(story)
     story.part_path.write_bytes(os.urandom(len(DATA)))
@@ -161,14 +168,20 @@ def _while_away(fault: str, do: Callable[[Story], object], happens: str, again: 
     return Row(fault=fault, cause=when_half_is_here(deed(do)), happens=happens, again=again)
 
 
-def _refused(fault: str, do: Callable[[Story], object]) -> Row:
+def _refused(
+    fault: str,
+    do: Callable[[Story], object],
+    undo: Callable[[Story], object] = _put_back,
+    happens: str = "it is not followed or written to; once the file is put back, it goes on",
+    again: Again = NOTHING,
+) -> Row:
     return Row(
-        fault=fault,
-        cause=when_half_is_here(deed(do, _move_it_away)),
-        happens="it is not followed or written to; once it is moved away, the file is begun anew",
+        fault=f"the part file {fault}",
+        cause=when_half_is_here(deed(do, undo)),
+        happens=happens,
         ends=1,
-        again=unread(1, besides=1),
-        says=r"data\.bin\.part is no ordinary file of its own; move it away and try again",
+        again=again,
+        says=r"data\.bin\.part is no ordinary file of its own; move it away, put back what was",
         roads=STRAIGHT,
     )
 
@@ -204,11 +217,16 @@ def _remove_partial(story: Story) -> None:
     shutil.rmtree(story.partial)
 
 
+def _with_a_pair(story: Story) -> None:
+    """Let the task have a VCF of several blocks, and its index, beside the other files."""
+    story.files |= {VCF_KEY: VCF, TBI_KEY: TBI}
+    story.add_task()
+
+
 @contextlib.asynccontextmanager
 async def _rots_before_the_check(story: Story) -> AsyncIterator[None]:
     """Let a byte of the VCF change between its transfer and the checks."""
-    story.files |= {VCF_KEY: VCF, TBI_KEY: TBI}
-    story.add_task()
+    _with_a_pair(story)
     changed = []
 
     def rot(name: str) -> None:
@@ -226,8 +244,7 @@ async def _rots_before_the_check(story: Story) -> AsyncIterator[None]:
 @contextlib.asynccontextmanager
 async def _damaged_vcf(story: Story) -> AsyncIterator[None]:
     """Let a block of a VCF that has come whole be damaged, before anything is published."""
-    story.files |= {VCF_KEY: VCF, TBI_KEY: TBI}
-    story.add_task()
+    _with_a_pair(story)
     await story.left_half()
     with (story.partial / "a.vcf.gz.part").open("r+b") as file:
         file.seek(len(VCF) // 2)
@@ -268,20 +285,20 @@ def _nobodys(story: Story) -> None:
 
 
 def _each(
-    fault: str, *calls: str, code: int, says: str, again: Again = NOTHING, **facts: object
+    fault: str,
+    *calls: Call,
+    code: int,
+    lasts: bool = False,
+    before: Sequence[Cause] = (),
+    **facts: object,
 ) -> Row:
+    """Return the row of a call that fails in the program itself, whoever in it makes the call."""
     return Row(
-        fault=f"{fault}, at each of the calls",
-        cause=refusing(*calls, code=code, at_each=True),
-        **{
-            "happens": IS_KEPT,
-            "ends": 1,
-            "says": says,
-            "at_each": True,
-            "again": again,
-            "roads": STRAIGHT,
-            **facts,
-        },
+        fault=f"{fault}, {'from one of the calls on' if lasts else 'at each of the calls'}",
+        cause=and_then(*before, calls_fail(*calls, code=code, lasts=lasts)),
+        act=as_a_process,
+        at_each=True,
+        **{"happens": IS_KEPT, "ends": 1, "roads": STRAIGHT, **facts},
     )
 
 
@@ -292,7 +309,7 @@ NO_ROOM = [
         happens="it ends before the file is begun",
         ends=1,
         says=rf"has \d+ bytes free, but \d+ more are needed; {FREE_SOME}",
-        again=unread(1),
+        again=unread(first=1),
     ),
     Row(
         fault="ENOSPC at each write, on a disk that reserves none",
@@ -304,78 +321,143 @@ NO_ROOM = [
         again=EVERYTHING,
     ),
     _each(
-        "EDQUOT",
-        *WRITES,
-        code=errno.EDQUOT,
-        says=f"could not be written: Disk quota exceeded; {FREE_SOME}",
-        again=THE_FILE,
+        "ENOSPC on write, on reserving blocks or on making a file",
+        *NEEDS_ROOM,
+        code=errno.ENOSPC,
+        lasts=True,
+        says=f"could not be .*: No space left on device; {FREE_SOME}",
+        again=EVERYTHING,
         roads=BOTH,
     ),
-    Row(
-        fault="EDQUOT when the blocks are reserved",
-        cause=no_reservation(code=errno.EDQUOT),
-        happens="it ends before the file is begun",
-        ends=1,
-        says=f"could not be given .*Disk quota exceeded; {FREE_SOME}",
-        again=unread(1),
-        roads=STRAIGHT,
+    _each(
+        "EDQUOT on write or on reserving blocks",
+        Call.WRITE,
+        Call.RESERVE,
+        code=errno.EDQUOT,
+        lasts=True,
+        says=f"could not be .*: Disk quota exceeded; {FREE_SOME}",
+        again=EVERYTHING,
+        roads=BOTH,
     ),
 ]
 
 ERRORS = [
     _each(
         "EIO on write",
-        *WRITES,
+        Call.WRITE,
         code=errno.EIO,
-        says=r"data\.bin\.part could not be written: Input/output error|notes\.txt\.part",
-        again=THE_FILE,
+        says=f"could not be .*: {EIO}",
+        again=EVERYTHING,
         roads=BOTH,
+    ),
+    _each(
+        "EIO on reserving blocks or on truncating",
+        Call.RESERVE,
+        Call.RESIZE,
+        code=errno.EIO,
+        says=rf"\.part could not be given \d+ bytes: {EIO}",
+        again=unread(first=1),
     ),
     _each(
         "EIO on fdatasync",
-        "fdatasync",
+        Call.DATASYNC,
         code=errno.EIO,
-        says=r"\.part could not be synced: Input/output error",
-        again=THE_FILE,
+        says=rf"\.part could not be synced: {EIO}",
+        again=EVERYTHING,
+        roads=BOTH,
+    ),
+    _each("EIO on fsync of a file", Call.SYNC, code=errno.EIO, says=f"could not be .*: {EIO}"),
+    _each(
+        "EIO on fsync of a directory",
+        Call.SYNC_NAMES,
+        code=errno.EIO,
+        says=f"could not be .*: {EIO}",
+        again=ON_ITS_WAY,
+    ),
+    Row(
+        fault="EINVAL on fsync of a directory, as where none can be synced",
+        cause=calls_fail(Call.SYNC_NAMES, code=errno.EINVAL, lasts=True),
+        act=as_a_process,
+        happens="nothing is to be done about that",
+        roads=STRAIGHT,
+    ),
+    _each(
+        "EIO on read back",
+        Call.READ,
+        code=errno.EIO,
+        before=[deed(Story.left_half)],
+        says=f"could not be .*: {EIO}",
+        again=ON_ITS_WAY,
         roads=BOTH,
     ),
     _each(
-        "EIO on fsync",
-        "fsync",
+        "EIO on read, while a pair is checked",
+        Call.READ,
         code=errno.EIO,
-        says="could not be .*: Input/output error",
-        may_go_on=True,
+        before=[deed(_with_a_pair)],
+        says=f"could not be .*: {EIO}",
+        may_go_on="where it is checked once more",
     ),
-    Row(
-        fault="EIO on read back",
-        cause=when_half_is_here(refusing("pread", code=errno.EIO)),
-        happens=IS_KEPT,
-        ends=1,
-        says=r"\.part could not be read back: Input/output error",
-        again=unread(1),
+    _each(
+        "EIO on reading, looking at, opening or syncing what is published",
+        *(Call.READ, Call.LOOK, Call.OPEN, Call.SYNC_NAMES),
+        code=errno.EIO,
+        before=[deed(_published)],
+        says=f"could not be .*: {EIO}",
+        may_go_on=WITHOUT,
     ),
-    _each("EIO on rename", "rename", code=errno.EIO, says="could not be .*: Input/output error"),
+    _each("EIO on rename", Call.RENAME, code=errno.EIO, says=f"could not be .*: {EIO}"),
+    _each("EIO on unlink", Call.UNLINK, code=errno.EIO, says=f"could not be .*: {EIO}"),
+    _each(
+        "EIO on listing",
+        Call.LIST,
+        code=errno.EIO,
+        says=f"could not be .*: {EIO}",
+        may_go_on=WITHOUT,
+    ),
+    _each(
+        "EIO on closing what was written",
+        Call.CLOSE,
+        code=errno.EIO,
+        says=f"could not be .*: {EIO}",
+        may_go_on="where it was synced before",
+    ),
+    _each(
+        "EIO on a lock",
+        Call.LOCK,
+        code=errno.EIO,
+        happens="it goes on as where there are no locks",
+        ends=0,
+    ),
+    _each(
+        "ESTALE on a look",
+        Call.LOOK,
+        code=errno.ESTALE,
+        says="could not be .*: Stale file handle; the network disk has changed",
+        may_go_on=WITHOUT,
+        again=ON_ITS_WAY,
+    ),
     _each(
         "EACCES on mkdir",
-        "mkdir",
+        Call.MKDIR,
         code=errno.EACCES,
-        says="could not be .*: Permission denied",
-        may_go_on=True,
+        says="could not be .*: Permission denied; see who may",
+        may_go_on=WITHOUT,
     ),
     _each(
         "EMFILE on open",
-        "open",
+        Call.OPEN,
         code=errno.EMFILE,
-        says="could not be .*: Too many open files",
-        again=EVERYTHING,
-        may_go_on=True,
+        says="could not be .*: Too many open files; raise the limit",
+        again=ON_ITS_WAY,
     ),
     _each(
-        "EROFS on write",
-        *WRITES,
+        "EROFS on any change",
+        *CHANGES,
         code=errno.EROFS,
-        says="could not be written: Read-only file system",
-        again=THE_FILE,
+        lasts=True,
+        says="could not be .*: Read-only file system; see why the disk is read-only",
+        again=EVERYTHING,
     ),
     Row(
         fault="EROFS: a disk that is read-only",
@@ -407,8 +489,15 @@ ERRORS = [
 ]
 
 IN_BETWEEN = [
-    _while_away("the part file is lost", lambda s: s.part_path.unlink(), "begun anew", THE_FILE),
-    _while_away("the part file is cut short", _cut_short, "it counts as far as it goes", THE_FILE),
+    _while_away(
+        "the part file is lost", lambda s: s.part_path.unlink(), "begun anew", what_came(HALF)
+    ),
+    _while_away(
+        "the part file is cut short",
+        _cut_short,
+        "it counts as far as it goes",
+        what_came(HALF - CUT),
+    ),
     _while_away("the part file is longer", _made_longer, "it is cut to its size", NOTHING),
     _while_away(
         "the part file is altered",
@@ -434,10 +523,22 @@ IN_BETWEEN = [
         happens="the blocks tell where, and only that is fetched again",
         again=ONE_BLOCK,
     ),
-    _refused("the part file is replaced by a link", _symlink),
-    _refused("the part file has a second name", _hard_link),
-    _refused("the part file is replaced by a pipe", _pipe),
-    _refused("the part file is replaced by a directory", _folder),
+    _refused("is replaced by a link", _symlink),
+    _refused(
+        "is replaced by a link, and lost",
+        _symlink,
+        _move_it_away,
+        happens="it is not followed or written to; once it is moved away, the file is begun anew",
+        again=what_came(HALF),
+    ),
+    _refused(
+        "has a second name",
+        _hard_link,
+        lambda story: (story.directory / "mine.bin").unlink(),
+        happens="it is not written to; once the other name is gone, it goes on",
+    ),
+    _refused("is replaced by a pipe", _pipe),
+    _refused("is replaced by a directory", _folder),
     Row(
         fault="the partial directory is replaced by a link",
         cause=when_half_is_here(deed(_partial_is_a_link, _partial_is_itself)),
@@ -451,15 +552,15 @@ IN_BETWEEN = [
         cause=_while_half_is_here(_replace_part),
         happens="it is not called done; it ends",
         ends=1,
-        says="was replaced or cut by another program",
-        again=times_the_file(2),
+        says="was replaced by another program",
+        again=THE_FILE,
     ),
     Row(
         fault="the partial directory is removed in mid-transfer",
         cause=_while_half_is_here(_remove_partial),
         happens="it ends; what is gone is fetched again",
         ends=1,
-        says="No such file or directory|was replaced or cut",
+        says="could not be .*: No such file or directory; see what was moved",
         again=EVERYTHING,
     ),
     Row(

@@ -1,11 +1,13 @@
 """A process that has loaded the program, and forks it as often as it is asked to.
 
 Loading takes three times as long as a small fetch, and a row may need several processes. It is
-the program all the same: its own process, session, environment, arguments and descriptors.
+the program all the same: its own process, session, environment, arguments and descriptors. Where
+the loading is what a row is about, the program is started from nothing.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
@@ -13,6 +15,7 @@ import resource
 import signal
 import socket
 import sys
+from dataclasses import replace
 from typing import Any, NoReturn
 
 MODULES = ("downloader.__main__", "downloader.cli.fetch_command", "downloader.app", "state.store")
@@ -60,9 +63,39 @@ def _become(request: dict[str, Any], out: int, err: int) -> NoReturn:
     os.environ.update(request["environment"])
     if (most := request["largest_file"]) is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    sys.argv = ["bge-downloader", *request["arguments"]]
+    _hear_signals()
+    arguments = request["arguments"]
+    if request["is_cold"]:
+        os.execv(sys.executable, [sys.executable, "-m", "downloader", *arguments])
+    if request["first_length"] is not None:
+        _take_for_large(request["first_length"], road=request["road"])
+    if (orders := os.environ.get("FAULTY_ORDERS")) is not None:
+        ctypes.CDLL(None).faulty_obey(os.fsencode(orders))
+    sys.argv = ["bge-downloader", *arguments]
     sys.modules["downloader.__main__"].main()
     raise SystemExit(0)
+
+
+def _hear_signals() -> None:
+    """Let signals do what they usually do: a job in the background has no Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _take_for_large(first_length: int, *, road: str) -> None:
+    """Let a file of some KiB come as one of gigabytes does: by two segments, on this road."""
+    app = sys.modules["downloader.app"]
+    usual = app.fetch_options
+
+    def options(*args: object, **details: object) -> object:
+        given = usual(*args, **details)
+        transfer = replace(given.transfer, first_length=first_length, segments=2)
+        if road == "plain":
+            transfer = replace(transfer, straight_road=None)
+        return replace(given, transfer=transfer)
+
+    app.fetch_options = options
 
 
 if __name__ == "__main__":

@@ -12,6 +12,17 @@ from downloader.sandbox import PlatformFault
 from downloader.sandbox.fake_platform import GIVEN_BY_FILES
 from matrix.causes import deed, of_platform
 from matrix.row import STRAIGHT, Cause, Row
+from matrix.secure_front import (
+    NO_TLS,
+    NOT_TRUSTED,
+    OLD_TLS,
+    PLATFORM,
+    outdated,
+    secured,
+    silent,
+    slamming,
+    without_tls,
+)
 from matrix.story import KEY, Story
 
 __all__ = ["ROWS"]
@@ -126,6 +137,11 @@ def _envelope(**data: object) -> bytes:
 
 
 BODY = PlatformFault.BODY
+NONCE_USED = {
+    "kind": PlatformFault.BUSINESS_ERROR,
+    "code": 1402,
+    "message": "signature_nonce used before",
+}
 NO_JSON = "where a JSON object was expected"
 NOT_ANSWERED = r"did not answer within 0\.\d+ s"
 
@@ -135,10 +151,10 @@ THE_LINE = [
         _endpoint(CLOSED_PORT),
         happens=IS_GIVEN_UP,
         ends=1,
-        says="The connection to 127.0.0.1:1 failed" + GIVEN_UP,
+        says="The connection to 127.0.0.1:1 failed: Connection refused" + GIVEN_UP,
     ),
     _once("reset", PlatformFault.RESET),
-    _ever("reset", PlatformFault.RESET, "The connection to .* failed"),
+    _ever("reset", PlatformFault.RESET, "The connection to .* failed: Connection reset by peer"),
     _once("hung: no answer", PlatformFault.HANG, timeout=0.15),
     _ever("hung", PlatformFault.HANG, NOT_ANSWERED, timeout=0.05),
     _once(
@@ -149,14 +165,64 @@ THE_LINE = [
     ),
     _ever("too slow", PlatformFault.TRICKLE, NOT_ANSWERED, interval=0.03, timeout=0.06),
     _once("cut in mid-answer", PlatformFault.CUT),
-    _ever("cut in mid-answer", PlatformFault.CUT, "The connection to .* failed"),
+    _ever("cut in mid-answer", PlatformFault.CUT, "it was closed in the middle of the answer"),
     _once("no HTTP", PlatformFault.GARBAGE),
-    _ever("no HTTP", PlatformFault.GARBAGE, "The connection to .* failed"),
+    _ever("no HTTP", PlatformFault.GARBAGE, "The connection to .* failed: what came is no HTTP"),
+]
+
+SECURELY = [
+    *(
+        _row(
+            f"TLS: {fault}",
+            secured(PLATFORM, **how),
+            happens=ENDS_AT_ONCE,
+            ends=1,
+            says=f"The certificate of localhost is not trusted {says}",
+        )
+        for fault, how, says in NOT_TRUSTED
+    ),
+    _row(
+        "TLS: no version but those that are not safe",
+        outdated(PLATFORM),
+        happens=IS_GIVEN_UP,
+        ends=1,
+        says=rf"The connection to localhost:\d+ failed: {OLD_TLS}{GIVEN_UP}",
+    ),
+    _row(
+        "TLS: the port speaks plain HTTP",
+        without_tls(PLATFORM),
+        happens=IS_GIVEN_UP,
+        ends=1,
+        says=rf"The connection to 127\.0\.0\.1:\d+ failed: {NO_TLS}{GIVEN_UP}",
+    ),
+    _row(
+        "TLS: the handshake is reset",
+        slamming(PLATFORM),
+        happens=IS_GIVEN_UP,
+        ends=1,
+        says=r"The connection to localhost:\d+ failed: Connection reset by peer" + GIVEN_UP,
+    ),
+    _row(
+        "TLS: the handshake is never answered",
+        silent(PLATFORM),
+        happens=IS_GIVEN_UP,
+        ends=1,
+        says=NOT_ANSWERED + GIVEN_UP,
+    ),
 ]
 
 THE_ANSWER = [
     _at_once("404 without JSON", PlatformFault.STATUS, "HTTP 404 .*`endpoint`", status=404),
     _at_once("403 without JSON", PlatformFault.STATUS, "HTTP 403 .*`endpoint`", status=403),
+    _at_once("401 without JSON", PlatformFault.STATUS, "HTTP 401 .*`endpoint`", status=401),
+    _at_once(
+        "400 with a refusal in JSON",
+        BODY,
+        r"The platform refused the call: no such task \(code 1404\)",
+        status=400,
+        body=b'{"code": 1404, "msg": "no such task"}',
+    ),
+    _once("408", PlatformFault.STATUS, status=408),
     _once("500", PlatformFault.STATUS, status=500),
     _ever("500", PlatformFault.STATUS, "HTTP 500", status=500),
     _once("503", PlatformFault.STATUS, status=503, headers={"Retry-After": "nonsense"}),
@@ -164,6 +230,8 @@ THE_ANSWER = [
     _ever("429", PlatformFault.RATE_LIMIT, "HTTP 429"),
     _once("a web page", PlatformFault.HTML),
     _ever("a web page", PlatformFault.HTML, f"an HTML page {NO_JSON}"),
+    _once("502 with a web page", PlatformFault.HTML, status=502),
+    _ever("502 with a web page", PlatformFault.HTML, "HTTP 502", status=502),
     _once("broken JSON", PlatformFault.BROKEN_JSON),
     _ever("broken JSON", PlatformFault.BROKEN_JSON, f"something else {NO_JSON}"),
     _once("JSON that is no object", PlatformFault.NOT_OBJECT),
@@ -171,6 +239,7 @@ THE_ANSWER = [
     _once("a number of 10,000 digits", BODY, body=b'{"code": ' + b"9" * 10_000 + b"}"),
     _once("no UTF-8", BODY, body=b'{"code": 0, "msg": "\xff\xfe"}'),
     _once("nothing with status 200", BODY, body=b""),
+    _at_once("JSON of a million lists", BODY, "which no answer has", body=b"[" + b"[]," * 10**6),
     _at_once("JSON of over 16 MiB", PlatformFault.HUGE_JSON, "larger than 16 MiB", size=2**24 + 9),
     _at_once(
         "a redirect elsewhere",
@@ -190,8 +259,12 @@ THE_TASK = [
     _odd("SUCCESS, and the result is empty", [], "its result is empty"),
     _odd("SUCCESS, and the result is text", "https://a/b", "its result is text"),
     _odd("SUCCESS, and the result is an object", {"url": "x"}, "its result is an object"),
-    _odd("an entry that is null", lambda story: [_link(story), None], "Entry 2 .* is null"),
-    _odd("an entry that is empty", [""], "Entry 1"),
+    _odd(
+        "an entry that is null",
+        lambda story: [_link(story), None],
+        "Entry 2 .* is null, where a link was expected; nothing was fetched: ask",
+    ),
+    _odd("an entry that is empty", [""], "Entry 1 .* is empty, where"),
     _odd("an entry that is no link", ["no link"], "was not followed|not a link"),
     _odd("a link to a forbidden host", ["https://evil.example/a"], "the host evil.example"),
     _odd("a link to a local file", ["file:///etc/passwd"], "not a link to a host"),
@@ -262,12 +335,9 @@ WHO_ASKS = [
         happens="its `Date` tells, and calls are stamped with its time",
     ),
     _once("the answer is lost, and the nonce with it", PlatformFault.RESET),
+    _once("it takes a nonce for used, as when a proxy repeats a call", **NONCE_USED),
     _at_once(
-        "it takes every nonce for used",
-        PlatformFault.BUSINESS_ERROR,
-        "signature_nonce used before .*1402",
-        code=1402,
-        message="signature_nonce used before",
+        "it takes every nonce for used", says="signature_nonce used before .*1402", **NONCE_USED
     ),
     _row(
         "a wrong app_secret",
@@ -285,4 +355,4 @@ WHO_ASKS = [
     ),
 ]
 
-ROWS = [*THE_LINE, *THE_ANSWER, *THE_TASK, *WHO_ASKS]
+ROWS = [*THE_LINE, *SECURELY, *THE_ANSWER, *THE_TASK, *WHO_ASKS]

@@ -7,21 +7,28 @@ import contextlib
 import functools
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO
 
-from matrix.story import Outcome, Story
+import pytest
 
-__all__ = ["Process", "close_launcher", "program", "started"]
+from matrix.faulty import Orders, build_faulty_libc
+from matrix.story import FIRST_LENGTH, Outcome, Story
+
+__all__ = ["Process", "as_a_process", "close_launcher", "orders_for", "program", "started"]
 
 PATIENCE_SECONDS = 30
 LOOK_SECONDS = 0.01
 PREFIX = "bge-downloader: "
+UNPLAIN = re.compile(r"Traceback|Exception ignored|Fatal Python error|\[[EW]::")  # or htslib's
 
 
 class Process:
@@ -39,8 +46,11 @@ class Process:
         """Return how it ended, as a shell tells it."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             code = int(await asyncio.to_thread(self._told.readline))
-        lines = [line.removeprefix(PREFIX) for line in self._said.read_text().splitlines()]
-        return Outcome(code if code >= 0 else 128 - code, " ".join(lines))
+        said = self._said.read_text()
+        assert not UNPLAIN.search(said), said
+        told = [line.removeprefix(PREFIX) for line in said.splitlines() if line.startswith(PREFIX)]
+        assert len(told) <= 1, told  # what else there is to tell has no prefix
+        return Outcome(code if code >= 0 else 128 - code, *told)
 
     async def says(self, text: str) -> None:
         """Return once it has said so."""
@@ -58,9 +68,31 @@ class Process:
 def _launcher() -> tuple[subprocess.Popen, socket.socket]:
     ours, its = socket.socketpair()
     launcher = Path(__file__).with_name("launcher.py")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # the same program
+    environment = {**os.environ, **_preloaded(), **_same_program()}
     with its:
         return subprocess.Popen([sys.executable, launcher], stdin=its, env=environment), ours
+
+
+@functools.cache
+def _faulty_libc() -> Path | None:
+    return build_faulty_libc(Path(tempfile.mkdtemp(prefix="bge-test-")))
+
+
+def _preloaded() -> dict[str, str]:
+    library = _faulty_libc()
+    return {} if library is None else {"LD_PRELOAD": str(library)}
+
+
+def _same_program() -> dict[str, str]:
+    return {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def orders_for(story: Story) -> Orders:
+    """Return the orders that each program of the story obeys from now on."""
+    if _faulty_libc() is None:
+        pytest.skip("no faulty libc: there is no C compiler (cc, gcc or clang) or no 64-bit Linux")
+    story.orders = Orders(story.directory / "orders")
+    return story.orders
 
 
 def close_launcher() -> None:
@@ -70,6 +102,9 @@ def close_launcher() -> None:
         ours.close()
         process.wait(timeout=PATIENCE_SECONDS)
         _launcher.cache_clear()
+    if _faulty_libc.cache_info().currsize and (library := _faulty_libc()) is not None:
+        shutil.rmtree(library.parent)
+        _faulty_libc.cache_clear()
 
 
 @contextlib.asynccontextmanager
@@ -79,12 +114,21 @@ async def started(
     command: str = "fetch",
     out: int | None = None,
     largest_file: int | None = None,
+    is_cold: bool = False,
+    is_large: bool = False,
 ) -> AsyncIterator[Process]:
-    """Start `bge-downloader fetch TASK_ID`; it does not outlive the block."""
+    """Start `bge-downloader fetch TASK_ID`; it does not outlive the block.
+
+    `is_cold` is from nothing, without what is loaded already; `is_large` takes the story's file
+    for a large one, as a run of the story itself does.
+    """
     request = {
         "arguments": [command, story.task_id, *options],
         "environment": _environment(story),
         "largest_file": largest_file,
+        "is_cold": is_cold,
+        "first_length": FIRST_LENGTH if is_large else None,
+        "road": story.road,
     }
     said = story.directory / f"said-{len(list(story.directory.iterdir()))}.txt"
     reading, writing = os.pipe()
@@ -108,6 +152,11 @@ async def program(story: Story, *options: str, **details: object) -> Outcome:
         return await process.ends()
 
 
+async def as_a_process(story: Story) -> Outcome:
+    """Fetch as `Story.fetch` does, but by the program itself."""
+    return await program(story, "--quiet", is_large=True)
+
+
 def _environment(story: Story) -> dict[str, str]:
     return {
         "PATH": os.environ["PATH"],
@@ -120,4 +169,7 @@ def _environment(story: Story) -> dict[str, str]:
         "BGE_POLL_MAX_INTERVAL": "0.05",
         "BGE_POLL_DEADLINE": "60",
         "BGE_RETRY_MAX_DELAY": "0.05",
+        **_preloaded(),
+        **_same_program(),
+        **({} if story.orders is None else {"FAULTY_ORDERS": str(story.orders.path)}),
     }

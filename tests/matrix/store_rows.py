@@ -20,9 +20,20 @@ from matrix.row import (
     Row,
     times_the_file,
     unread,
+    what_came,
 )
-from matrix.secure_front import secured, silent, slamming
-from matrix.story import DATA, FIRST_LENGTH, KEY, OTHER, TBI, TBI_KEY, VCF, VCF_KEY, Story
+from matrix.secure_front import (
+    NO_TLS,
+    NOT_TRUSTED,
+    OLD_TLS,
+    STORE,
+    outdated,
+    secured,
+    silent,
+    slamming,
+    without_tls,
+)
+from matrix.story import DATA, FIRST_LENGTH, HALF, KEY, OTHER, TBI, TBI_KEY, VCF, VCF_KEY, Story
 
 __all__ = ["ROWS"]
 
@@ -109,10 +120,8 @@ def _nothing(_: Story) -> None:
 
 @contextlib.asynccontextmanager
 async def _cut_without_etag(story: Story) -> AsyncIterator[None]:
-    """Cut it on either road: what has a weak ETag is left to the plain way."""
     story.store.put(KEY, DATA, etag='W/"weak"')
-    times = 2 if story.road == "straight" else 1
-    story.store.inject(Fault.CUT, key=KEY, after=FIRST_LENGTH + 5, covering=LATER, times=times)
+    story.store.inject(Fault.CUT, key=KEY, after=FIRST_LENGTH, covering=LATER)
     yield
     story.store.clear_faults()
 
@@ -122,6 +131,25 @@ async def _expired_at_once(story: Story) -> AsyncIterator[None]:
     """Let the links' time be over when the first of them is used."""
     story.heard.when_planned = lambda: setattr(story.clock, "ahead", timedelta(hours=2))
     yield
+
+
+def _renewed_by(files: Callable[[Story], list[str]], **details: object) -> Cause:
+    """Let the links' time be over at once, and the task's result be another one from then on."""
+
+    @contextlib.asynccontextmanager
+    async def cause(story: Story) -> AsyncIterator[None]:
+        def be_over() -> None:
+            story.clock.ahead = timedelta(hours=2)
+            story.platform.add_task(
+                story.task_id, files=files(story), states=("SUCCESS",), **details
+            )
+
+        story.heard.when_planned = be_over
+        yield
+        story.heard.when_planned = lambda: None
+        _right_links(story)
+
+    return cause
 
 
 def _from_the_plan_on(fault: PlatformFault, times: int | None = None) -> Cause:
@@ -196,7 +224,7 @@ THE_LINE = [
     ),
     Row(
         fault="reset in mid-body",
-        **_once(Fault.RESET, unread(1), happens=KEPT, after=HALF_OF_IT),
+        **_once(Fault.RESET, unread(first=1), happens=KEPT, after=HALF_OF_IT),
     ),
     Row(
         fault="reset before the first byte, always",
@@ -231,7 +259,7 @@ THE_LINE = [
     ),
     Row(
         fault="truncated: no length, and a clean end too early",
-        **_once(Fault.TRUNCATE_CHUNKED, unread(1), happens=KEPT, after=HALF_OF_IT),
+        **_once(Fault.TRUNCATE_CHUNKED, unread(first=1), happens=KEPT, after=HALF_OF_IT),
     ),
     Row(
         fault="truncated to nothing, always",
@@ -239,66 +267,75 @@ THE_LINE = [
     ),
     Row(
         fault="chunked, always",
-        **_once(Fault.CHUNKED, unread(1), happens="it is read to its end", times=None),
+        **_once(
+            Fault.CHUNKED, unread(first=1, later=1), happens="it is read to its end", times=None
+        ),
     ),
     Row(
         fault="over-long: chunked, with bytes behind the end, always",
-        **_once(Fault.OVERLONG, unread(1), happens="it is read to its end only", times=None),
+        **_once(
+            Fault.OVERLONG,
+            unread(first=1, later=1),
+            happens="it is read to its end only",
+            times=None,
+        ),
     ),
-    Row(fault="over-long: with a length that says so", **_once(Fault.LONGER, unread(1))),
+    Row(fault="over-long: with a length that says so", **_once(Fault.LONGER, unread(first=1))),
     Row(
         fault="over-long: with a length that says so, always",
-        **_ever(Fault.LONGER, r"The store announced \d+ bytes for", times_the_file(4)),
+        **_ever(Fault.LONGER, r"The store announced \d+ bytes for", unread(first=4)),
     ),
     Row(
         fault="bytes behind the end of the answer, always",
         **_once(
             Fault.TAIL,
-            unread(1),
             happens="they are not taken for the next answer; a new connection is made",
             times=None,
         ),
     ),
-    Row(
-        fault="TLS: an authority that nobody knows",
-        cause=secured(is_trusted=False),
-        happens="it ends at once; nothing was fetched",
-        ends=1,
-        says="not trusted .*SSL_CERT_FILE",
+    *(
+        Row(
+            fault=f"TLS: {fault}",
+            cause=secured(STORE, **how),
+            happens="it ends at once; nothing was fetched",
+            ends=1,
+            says=f"The certificate of localhost is not trusted {says}",
+        )
+        for fault, how, says in NOT_TRUSTED
     ),
     Row(
-        fault="TLS: a certificate for another name",
-        cause=secured(name="other.example"),
-        happens="it ends at once; nothing was fetched",
+        fault="TLS: no version but those that are not safe",
+        cause=outdated(STORE),
+        happens=IS_GIVEN_UP,
         ends=1,
-        says="not trusted ",
+        says=f"The store at localhost cannot be reached: {OLD_TLS}{GIVEN_UP}",
     ),
     Row(
         fault="TLS: the port speaks plain HTTP",
-        cause=_links(change=lambda url: url.replace("http://", "https://")),
+        cause=without_tls(STORE),
         happens=IS_GIVEN_UP,
         ends=1,
-        says=f"The store at 127.0.0.1 cannot be reached{GIVEN_UP}",
+        says=f"The store at 127.0.0.1 cannot be reached: {NO_TLS}{GIVEN_UP}",
     ),
     Row(
         fault="TLS: the handshake is reset",
-        cause=slamming(),
+        cause=slamming(STORE),
         happens=IS_GIVEN_UP,
         ends=1,
-        says=f"The store at localhost cannot be reached{GIVEN_UP}",
+        says=f"The store at localhost cannot be reached: Connection reset by peer{GIVEN_UP}",
     ),
     Row(
         fault="TLS: the handshake is never answered",
-        cause=silent(),
+        cause=silent(STORE),
         happens="after `connect_timeout` it is tried again, and then " + IS_GIVEN_UP,
         ends=1,
-        says=GIVEN_UP,
+        says=f"cannot be reached: no connection in time{GIVEN_UP}",
     ),
     Row(
         fault="TLS: cut in mid-body, without a word of TLS",
-        cause=secured(cut_after=30_000),
+        cause=secured(STORE, cut_after=30_000),
         happens=KEPT,
-        again=unread(2),
+        again=unread(first=1, later=1),
     ),
     Row(fault="no HTTP", **_once(Fault.GARBAGE)),
     Row(fault="no HTTP, always", **_ever(Fault.GARBAGE, "The connection to the store was lost")),
@@ -307,26 +344,28 @@ THE_LINE = [
 THE_ANSWER = [
     Row(
         fault="a Content-Range that was not asked for",
-        **_once(Fault.WRONG_CONTENT_RANGE, unread(1), shift=1),
+        **_once(Fault.WRONG_CONTENT_RANGE, unread(first=1), shift=1),
     ),
     Row(
         fault="a Content-Range that was not asked for, always",
-        **_ever(Fault.WRONG_CONTENT_RANGE, "was asked for bytes 0-", times_the_file(4), shift=9),
+        **_ever(Fault.WRONG_CONTENT_RANGE, "was asked for bytes 0-", unread(first=4), shift=9),
     ),
-    Row(fault="a 206 without Content-Range", **_once(Fault.NO_CONTENT_RANGE, unread(1))),
+    Row(fault="a 206 without Content-Range", **_once(Fault.NO_CONTENT_RANGE, unread(first=1))),
     Row(
         fault="a 206 without Content-Range, always",
-        **_ever(Fault.NO_CONTENT_RANGE, "206 with the Content-Range ''", times_the_file(4)),
+        **_ever(
+            Fault.NO_CONTENT_RANGE, "206 with no Content-Range, where bytes 0-", unread(first=4)
+        ),
     ),
     Row(
         fault="another total in Content-Range, later on",
-        **_once(Fault.WRONG_TOTAL, unread(1), covering=LATER, total=len(DATA) + 5),
+        **_once(Fault.WRONG_TOTAL, unread(later=1), covering=LATER, total=len(DATA) + 5),
     ),
     Row(
         fault="another total in Content-Range of the first answer",
         **_once(
             Fault.WRONG_TOTAL,
-            unread(3, besides=1),
+            unread(later=2, besides=what_came()),
             happens="the next answer contradicts it, and the file is begun anew",
             total=len(DATA) + 5,
         ),
@@ -337,13 +376,13 @@ THE_ANSWER = [
     ),
     Row(
         fault="200 for a later range",
-        **_once(Fault.IGNORE_RANGE, unread(1), covering=LATER),
+        **_once(Fault.IGNORE_RANGE, unread(whole=1), covering=LATER),
     ),
     Row(
         fault="200 for every range, with half of the file here",
         cause=when_half_is_here(of_store(Fault.IGNORE_RANGE, times=None)),
         happens="one stream is read, and what is here already is skipped in it",
-        again=unread(7, besides=1),
+        again=unread(whole=4, besides=what_came(HALF)),
     ),
     Row(
         fault="a 206 of another part, under the right headers",
@@ -392,7 +431,7 @@ THE_ANSWER = [
         happens="the file is begun anew three times, then it ends",
         ends=1,
         says="replaced in the store .* 4 times in a row",
-        again=times_the_file(4),
+        again=what_came(times=4),
     ),
     Row(fault="a web page with status 200", **_once(Fault.HTML_200)),
     Row(
@@ -405,10 +444,10 @@ THE_ANSWER = [
             Fault.CONTENT_ENCODING, happens="bytes are taken as they are, never decoded", times=None
         ),
     ),
-    Row(fault="a body that is compressed", **_once(Fault.COMPRESSED, unread(1))),
+    Row(fault="a body that is compressed", **_once(Fault.COMPRESSED, unread(first=1))),
     Row(
         fault="a body that is compressed, always",
-        **_ever(Fault.COMPRESSED, r"The store announced \d+ bytes for", times_the_file(4)),
+        **_ever(Fault.COMPRESSED, r"The store announced \d+ bytes for", unread(first=4)),
     ),
 ]
 
@@ -418,27 +457,27 @@ THE_VERSION = [
         cause=_meanwhile(_replace, _nothing),
         happens="the file is begun anew; no byte of the old version is in it",
         notes="starting this file again",
-        again=THE_FILE,
+        again=what_came(),
     ),
     Row(
         fault="the object is replaced in mid-transfer; If-Match is ignored",
         cause=_meanwhile(_replace_and_ignore_preconditions, _nothing),
         happens="the ETag tells; no byte of the old version is in it",
         notes="starting this file again",
-        again=times_the_file(2),
+        again=unread(later=1, besides=what_came()),
     ),
     Row(
         fault="the object is replaced between two runs",
         cause=when_half_is_here(deed(lambda story: story.replace(KEY, OTHER))),
         happens="the file is begun anew; no byte of the old version is in it",
         notes="starting this file again",
-        again=THE_FILE,
+        again=what_came(HALF),
     ),
     Row(
         fault="another ETag, once",
         **_once(
             Fault.ETAG_CHANGED,
-            unread(1),
+            unread(later=1),
             happens="it is asked a second time before anything is given up",
             covering=LATER,
         ),
@@ -449,33 +488,33 @@ THE_VERSION = [
         happens="the file is begun anew three times, then it ends",
         ends=1,
         says="The object was .* and is now .* 4 times in a row",
-        again=times_the_file(12),
+        again=unread(later=8, besides=what_came(times=4)),
     ),
     Row(
         fault="no ETag, always",
         **_once(
             Fault.NO_ETAG,
-            unread(3),
+            unread(first=2),
             happens="no two answers can be joined, so one brings everything",
             times=None,
         ),
     ),
     Row(
         fault="a weak ETag, always",
-        **_once(Fault.WEAK_ETAG, unread(3), happens="as without an ETag", times=None),
+        **_once(Fault.WEAK_ETAG, unread(first=2), happens="as without an ETag", times=None),
     ),
     Row(
         fault="no ETag, and cut in mid-body",
         cause=_cut_without_etag,
         happens="there is nothing to go on by, so the file is begun anew",
         notes="no ETag to go on by",
-        again=unread(4, besides=1),
+        again=unread(first=4, besides=what_came()),
     ),
     Row(
         fault="another checksum header, once",
         **_once(
             Fault.WRONG_CRC,
-            unread(1),
+            unread(later=1),
             happens="it is asked a second time before anything is given up",
             covering=LATER,
         ),
@@ -484,7 +523,7 @@ THE_VERSION = [
         fault="a wrong checksum header with the first answer",
         **_once(
             Fault.WRONG_CRC,
-            unread(3, besides=1),
+            unread(later=2, besides=what_came()),
             happens="the next answer contradicts it, and the file is begun anew",
         ),
     ),
@@ -591,6 +630,18 @@ THE_LINK = [
         notes="renewed it",
     ),
     Row(
+        fault="expired links, and the platform names this file no more",
+        cause=_renewed_by(lambda story: [key for key in story.files if key != KEY]),
+        happens="a link to it is signed by `sign_url`",
+        notes="renewed it",
+    ),
+    Row(
+        fault="expired links, and the platform tells links to a forbidden host",
+        cause=_renewed_by(lambda _: [], result=["https://evil.example/run/data.bin"]),
+        happens="a link to it is signed by `sign_url`",
+        notes="renewed it",
+    ),
+    Row(
         fault="a wrong signature",
         cause=_links(change=lambda url: url.replace("Signature=", "Signature=AAAA")),
         happens="a link that the platform tells again is signed by `sign_url`",
@@ -624,7 +675,6 @@ THE_LINK = [
         happens="it ends at once; what came is kept, and counts when the object is back",
         ends=1,
         says="The store has no such object: NoSuchKey",
-        again=unread(1),
     ),
     Row(
         fault="400",

@@ -25,11 +25,13 @@ from downloader.progress import Reporter
 from downloader.retry import without_waiting
 from downloader.sandbox import Fault, Sandbox, samples
 from downloader.transfer import Connections, StraightRoad, TransferOptions
+from matrix.faulty import Orders
 from state import AsyncStore, StateError
 
 __all__ = [
     "DATA",
     "FIRST_LENGTH",
+    "HALF",
     "KEY",
     "OTHER",
     "TBI",
@@ -44,6 +46,7 @@ __all__ = [
 
 KIB = 1024
 FIRST_LENGTH = 64 * KIB  # so that 160 KiB have a probe and another segment
+HALF = FIRST_LENGTH + 48 * KIB  # of the file are here when a run is interrupted
 ENDLESS = 20.0  # seconds: longer than anything that a row waits for
 FILES_OF_OURS = ("bge-manifest.json",)
 SECRETS = (
@@ -150,6 +153,7 @@ class Story:
     has_stranger: bool = False  # in the result's place
     chance: int = 1  # at which the fault shall come, where a row has several
     versions: dict[str, list[bytes]] = field(default_factory=dict)
+    orders: Orders | None = None  # what the program, as a process, is made to do
 
     # Where it is
 
@@ -244,10 +248,11 @@ class Story:
     async def left_half(self) -> None:
         """Let an earlier run bring most of the file and all of the others, and be interrupted."""
         self.heard = Heard()
-        self.store.inject(Fault.STALL, key=KEY, covering=len(self.data) - 1, after=48 * KIB)
-        here = FIRST_LENGTH + 48 * KIB
+        self.store.inject(
+            Fault.STALL, key=KEY, covering=len(self.data) - 1, after=HALF - FIRST_LENGTH
+        )
         others = len(self.files) - 1
-        await self.interrupted(lambda: self.heard.has_received(here, beside=others))
+        await self.interrupted(lambda: self.heard.has_received(HALF, beside=others))
         self.store.clear_faults()
 
     @contextlib.asynccontextmanager
@@ -273,6 +278,7 @@ class Story:
                 self.sandbox.app_secret,
                 self.endpoint or self.sandbox.endpoint,
                 timeout=self.timeout,
+                session=await self._trusting_session(stack),
             )
             await stack.enter_async_context(api)
             store = self.shared_state
@@ -294,6 +300,15 @@ class Story:
             )
             stack.enter_context(contextlib.closing(road))
             yield api, session, store, self._options(None if self.road == "plain" else road)
+
+    async def _trusting_session(
+        self, stack: contextlib.AsyncExitStack
+    ) -> aiohttp.ClientSession | None:
+        """Return a session that trusts whom the row trusts; None: nobody beside the usual ones."""
+        if self.trust is None:
+            return None
+        session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self.trust))
+        return await stack.enter_async_context(session)
 
     def _options(self, road: StraightRoad | None) -> FetchOptions:
         transfer = TransferOptions(

@@ -148,9 +148,9 @@ class Rig:
             await self.fetch(task_id, **options)
         return caught.value
 
-    async def interrupted(self, task_id, injection):
+    async def interrupted(self, task_id, injection, **options):
         """Fetch until the fault has happened, then cancel, as a signal does."""
-        running = asyncio.ensure_future(self.fetch(task_id))
+        running = asyncio.ensure_future(self.fetch(task_id, **options))
         await injection.happened.wait()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):

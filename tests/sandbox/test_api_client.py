@@ -436,6 +436,8 @@ def test_missing_credentials_are_told_at_once(make, credentials):
         {"endpoint": "ftp://127.0.0.1"},
         {"endpoint": "https://"},
         {"endpoint": "https://h:99999"},
+        {"endpoint": "https://a..b"},
+        {"endpoint": f"https://{64 * 'a'}.example"},
         {"endpoint": "https://h h"},
         {"endpoint": "https://user:very-hush-secret@h"},
         {"endpoint": "https://h?x=very-hush-secret"},

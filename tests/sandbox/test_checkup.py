@@ -214,11 +214,22 @@ async def test_a_secret_that_others_can_read_is_told(sandbox, monkeypatch, tmp_p
     assert "secret" not in await diagnosed()
 
 
-async def test_a_proxy_is_told_without_its_password(sandbox, monkeypatch):
-    monkeypatch.setenv("https_proxy", "http://me:s3cr3t@proxy.lab:3128")
+@pytest.mark.parametrize("scheme", ["http://", ""])
+async def test_a_proxy_is_told_without_its_password(sandbox, monkeypatch, scheme):
+    monkeypatch.setenv("https_proxy", f"{scheme}me:s3cr3t@proxy.lab:3128")
     found = await diagnosed()
-    assert "proxy.lab:3128" in found["proxy"].found
+    assert found["proxy"].found == "https by http://proxy.lab:3128"
     assert "s3cr3t" not in str(found)
+
+
+@pytest.mark.parametrize(
+    "named", ["me:12/s3cr3t@proxy.lab:3128", "http://me:s3cr3t/a@proxy.lab", "socks5://me:s3cr3t@p"]
+)
+async def test_nothing_is_told_of_a_proxy_that_cannot_be_used(sandbox, monkeypatch, named):
+    """The raw `/` of a password moves the host; what is left of it may be the password."""
+    monkeypatch.setenv("https_proxy", named)
+    found = await diagnosed()
+    assert found["proxy"].found == "https by an address that cannot be used"
 
 
 async def test_too_few_descriptors_are_told(sandbox, monkeypatch):

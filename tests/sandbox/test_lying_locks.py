@@ -254,6 +254,28 @@ def test_what_every_state_has_received_is_deleted_when_that_is_wanted(tmp_path):
     assert [path.name for path in place.dest.iterdir()] == ["t-10.partial"]
 
 
+def test_whoever_begins_while_another_publishes_keeps_what_it_has(tmp_path, honest, monkeypatch):
+    """The publisher's own directory has another name by then; the old one is free to be taken."""
+    monkeypatch.setattr(fcntl, "flock", honest)
+    one, other = (ResultDirectory(tmp_path / "results", "t-1") for _ in range(2))
+    with contextlib.ExitStack() as stack:
+        rename = one._rename
+
+        def renamed_behind_another(name, new):
+            if new == "t-1":
+                stack.enter_context(other.held(OTHER))
+                other.part_path("a").write_text("at work")
+            rename(name, new)
+
+        one._rename = renamed_behind_another
+        assert outcome_of(steps(one, OLD, ONE)) is None
+        assert other.part_path("a").read_text() == "at work"
+
+
+def test_where_the_destination_is_gone_nothing_is_there_to_be_deleted(tmp_path):
+    ResultDirectory(tmp_path / "gone", "t-1").remove_partial()
+
+
 def test_an_empty_directory_goes_with_its_claim(tmp_path):
     place = ResultDirectory(tmp_path / "results", "t-1")
     place.dest.mkdir()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from fetch_helpers import NOTES
 
-from downloader.errors import DiskError, DownloaderError
+from downloader.errors import DestinationTaken, DiskError, DownloaderError
 from downloader.publish import Manifest, ManifestFile, ResultDirectory
 from downloader.sandbox import Fault
 from downloader.task_result import PART_SUFFIX
@@ -248,6 +248,26 @@ async def test_a_link_that_is_planted_during_a_fetch_leads_nobody_out(rig, outsi
     with contextlib.suppress(DownloaderError):
         await rig.fetch(task_id)
     assert look_around(outside) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to another user")
+@pytest.mark.parametrize("planted_name", ["t-1", "t-1.partial"])
+async def test_what_a_stranger_has_planted_where_everybody_may_write_ends_a_fetch(
+    rig, planted_name
+):
+    """It was told to be published already, or filled and published, and was his afterwards."""
+    task_id = rig.add({"run/a.txt": NOTES}, task_id="t-1")
+    rig.dest.mkdir()
+    rig.dest.chmod(0o1777)
+    (rig.dest / planted_name).mkdir()
+    (rig.dest / planted_name / "bge-manifest.json").write_text(manifest_of({"a.txt": b""}).dumps())
+    os.chown(rig.dest / planted_name, 65534, -1)
+    with pytest.raises(DestinationTaken, match="another user"):
+        await rig.fetch(task_id)
+    (rig.dest / planted_name).rename(rig.dest / "moved-away")
+    await rig.fetch(task_id)
+    assert (rig.dest / task_id / "a.txt").read_bytes() == NOTES
+    assert (rig.dest / task_id).stat().st_uid == os.geteuid()
 
 
 # Names

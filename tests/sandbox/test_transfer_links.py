@@ -4,6 +4,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
+from aiohttp import ClientTimeout
 from transfer_helpers import DATA, KEY, MIB, PROBE, SMALL, reply, scripted_server
 
 from downloader.errors import (
@@ -161,6 +162,8 @@ async def test_a_redirect_from_https_to_http_is_not_followed():
     """Not even to a loopback that may be asked by http: the bytes would travel in the clear."""
 
     class SecureSession:  # the stand-in speaks plain http only
+        timeout = ClientTimeout()
+
         async def get(self, url, **_):
             assert url.scheme == "https"
             location = {"Location": "http://127.0.0.1/a?Signature=secret"}

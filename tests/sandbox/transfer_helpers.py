@@ -23,6 +23,7 @@ from downloader.retry import without_waiting
 from downloader.sandbox import FakeObjectStore
 from downloader.transfer import Link, StraightRoad, TransferOptions, transfer_file
 from downloader.transfer.part_file import PartFile
+from downloader.transfer.part_identity import identity_at
 from downloader.verify import bgzf
 from state.records import Checkpoint, Segment
 
@@ -193,6 +194,7 @@ class Rig:
                 Segment(start=start, stop=stop, watermark=watermark)
                 for start, stop, watermark in segments
             ),
+            part_id=identity_at(self.part_path),
         )
 
     async def interrupted(self, injection):
