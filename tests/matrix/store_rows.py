@@ -632,14 +632,16 @@ THE_LINK = [
     Row(
         fault="expired links, and the platform names this file no more",
         cause=_renewed_by(lambda story: [key for key in story.files if key != KEY]),
-        happens="a link to it is signed by `sign_url`",
-        notes="renewed it",
+        happens="it ends at once; the same command begins with the new result",
+        ends=1,
+        says="the task's result does not list this file any more; run the same command again",
     ),
     Row(
         fault="expired links, and the platform tells links to a forbidden host",
         cause=_renewed_by(lambda _: [], result=["https://evil.example/run/data.bin"]),
-        happens="a link to it is signed by `sign_url`",
-        notes="renewed it",
+        happens="it is not followed",
+        ends=1,
+        says="the host evil.example, which is not one of the allowed hosts",
     ),
     Row(
         fault="a wrong signature",
