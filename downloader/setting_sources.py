@@ -102,8 +102,8 @@ def flag_layer(flags: Mapping[str, object], known: Sequence[str]) -> Layer:
         )
     if holds_password(str(given.get("state", ""))):
         raise InvalidSettings(
-            "The password of a state is never an argument, because every user of a machine can see "
-            "those; set BGE_STATE to the URL, or leave the password to ~/.pgpass"
+            "The password of a state is never an argument (--state), because every user of a "
+            "machine can see those; set BGE_STATE to the URL, or leave the password to ~/.pgpass"
         )
     for name in given:
         _refuse_unknown(name, known, "The command line")
