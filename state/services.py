@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, Text, cast, select
+from sqlalchemy import Connection, Text, cast, func, select
 
 from state import schema
 from state.lease import is_dead
@@ -36,9 +36,9 @@ class Services(Part):
         values = {"owner": owner, "started_at": now, "seen_at": now, "dest": dest}
         gone = [one.owner for one in self.list() if not is_alive(one, now=now)]
         with self._database.writing() as connection:
-            # As it is read: damage can have made bytes of a text.
-            known = cast(_SERVICES.owner, Text)
-            connection.execute(schema.services.delete().where(known.in_([*gone, owner])))
+            # As it is read: damage can have made bytes of a text, or, in SQLite, nothing.
+            known = func.coalesce(cast(_SERVICES.owner, Text), "")
+            connection.execute(schema.services.delete().where(known.in_([*gone, owner, ""])))
             connection.execute(schema.services.insert().values(values))
 
     def seen(self, owner: str, *, dest: str, condition: str | None) -> None:
@@ -64,7 +64,8 @@ class Services(Part):
         """Return the services that are known, the last one seen first."""
         columns = [_SERVICES[field.name] for field in fields(ServiceRecord)]
         with self._database.reading() as connection:
-            rows = connection.execute(select(*columns)).mappings()
+            named = select(*columns).where(_SERVICES.owner.is_not(None))
+            rows = connection.execute(named).mappings()
             known = [ServiceRecord(**row) for row in rows]
         return sorted(known, key=lambda service: service.seen_at, reverse=True)
 

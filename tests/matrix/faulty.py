@@ -104,11 +104,6 @@ class Orders:
         """Tell whether a call has failed, or a signal was sent."""
         return bool(self._there.refused or self._there.sent)
 
-    @property
-    def moments(self) -> int:
-        """How many moments there were."""
-        return self._there.moments
-
 
 def build_faulty_libc(directory: Path) -> Path | None:
     """Compile it; None where there is no C compiler."""

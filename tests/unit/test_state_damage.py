@@ -146,10 +146,14 @@ def test_of_services_the_last_one_seen_is_first_and_a_damaged_time_is_long_ago(s
 
 def test_a_service_whose_name_was_damaged_is_forgotten_once_it_is_silent(store, clock):
     store.services.started("lost", "/data")
-    damage(store, "UPDATE services SET owner = CAST(owner AS BLOB)")
-    clock.advance(3600)
-    store.services.started("new", "/data")
-    assert [service.owner for service in store.services.list()] == ["new"]
+    for name in ("CAST(owner AS BLOB)", "NULL"):
+        damage(store, f"UPDATE services SET owner = {name}")
+        assert len(store.services.list()) == (name != "NULL")
+        clock.advance(3600)
+        store.services.started("new", "/data")
+        assert [service.owner for service in store.services.list()] == ["new"]
+    with closing(sqlite3.connect(store.location)) as connection:
+        assert connection.execute("SELECT owner FROM services").fetchall() == [("new",)]
 
 
 @pytest.fixture
