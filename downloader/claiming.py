@@ -15,10 +15,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from downloader.errors import DestinationTaken
+from downloader.errors import DestinationTaken, disk_error
 from downloader.syncing import make_directories
 from downloader.task_result import CLAIM_NAME, PARTIAL_SUFFIX
-from downloader.transfer.part_file import disk_error
 
 __all__ = [
     "is_claimed_by",

@@ -33,8 +33,10 @@ It never carries a secret: links are put through `redacted` before they enter on
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -65,6 +67,7 @@ __all__ = [
     "TransferError",
     "UsageError",
     "VerificationFailed",
+    "as_disk_error",
     "disk_error",
     "redacted",
 ]
@@ -255,6 +258,15 @@ def disk_error(error: OSError, path: Path, deed: str) -> DiskError:
     kind = DiskFull if error.errno in _FULL else DiskError
     advice = _ADVICE.get(error.errno or 0, "mend that and")
     return kind(f"{path} could not be {deed}: {error.strerror or error}; {advice} {_AGAIN}")
+
+
+@contextlib.contextmanager
+def as_disk_error(path: Path, deed: str) -> Iterator[None]:
+    """Turn what the disk refuses in here into a DiskError, as `disk_error` says it."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, path, deed) from error
 
 
 # A broken link may hold its query where a path should be, encoded once more or without its `?`.

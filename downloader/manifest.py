@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from downloader._version import __version__
-from downloader.errors import DestinationTaken, VerificationFailed
+from downloader.errors import DestinationTaken, VerificationFailed, disk_error
 from downloader.ordinary import open_ordinary
 from downloader.task_result import MANIFEST_NAME
-from downloader.transfer.part_file import disk_error
 
 __all__ = ["Manifest", "ManifestFile", "manifest_bytes", "read_manifest"]
 

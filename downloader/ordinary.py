@@ -11,9 +11,13 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["open_ordinary"]
+__all__ = ["NotOrdinary", "open_ordinary"]
 
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+class NotOrdinary(OSError):
+    """Something else than a file is in its place."""
 
 
 def open_ordinary(
@@ -24,7 +28,8 @@ def open_ordinary(
     `follows_links` is for a place where links are the user's own.
 
     Raises:
-        OSError: it cannot be opened, or it is something else than a file.
+        NotOrdinary: it is something else than a file.
+        OSError: it cannot be opened, or it is a link.
     """
     try:
         descriptor = os.open(path, _FLAGS | (0 if follows_links else os.O_NOFOLLOW), dir_fd=folder)
@@ -40,5 +45,5 @@ def open_ordinary(
     return descriptor
 
 
-def _no_file() -> OSError:
-    return OSError(errno.EINVAL, "it is no ordinary file; move it away")
+def _no_file() -> NotOrdinary:
+    return NotOrdinary(errno.EINVAL, "it is no ordinary file; move it away")

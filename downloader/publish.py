@@ -24,7 +24,13 @@ from downloader.claiming import (
     locked,
     refuse_strangers,
 )
-from downloader.errors import DestinationTaken, DiskError, VerificationFailed
+from downloader.errors import (
+    DestinationTaken,
+    DiskError,
+    VerificationFailed,
+    as_disk_error,
+    disk_error,
+)
 from downloader.folders import Folders, linkless
 from downloader.manifest import Manifest, ManifestFile, read_manifest
 from downloader.placing import (
@@ -40,7 +46,6 @@ from downloader.placing import (
 )
 from downloader.syncing import make_directories, sync_directory, sync_names, write_synced
 from downloader.task_result import ASIDE, CLAIM_NAME, MANIFEST_NAME, PART_SUFFIX, PARTIAL_SUFFIX
-from downloader.transfer.part_file import disk_error
 
 __all__ = ["Manifest", "ManifestFile", "ResultDirectory", "read_manifest"]
 
@@ -92,43 +97,34 @@ class ResultDirectory:
             DestinationTaken: something that is not ours stands in the result's place.
             DiskError: it cannot be read.
         """
-        self._seen = self._what_is_there()
-        if self._seen is None:
+        facts = self._what_is_there()
+        self._seen = None if facts is None else identity_in(facts)
+        if facts is None:
             return None
-        manifest = self._manifest()
+        manifest = self._manifest(facts)
         if manifest is None or manifest.task_id != self.task_id:
             raise DestinationTaken(
                 f"{self.final} exists and is no published result of this task; move it away or "
                 "choose another --dest"
             )
-        try:
+        with as_disk_error(self.dest, "synced"):
             # Whoever renamed it may have been killed before he came to that.
             sync_names([self.dest])
-        except OSError as error:
-            raise disk_error(error, self.dest, "synced") from error
         return manifest
 
-    def _what_is_there(self) -> Identity | None:
-        """Return what stands in the result's place; None if nothing does."""
-        try:
-            return identity_in(os.lstat(self.final))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise disk_error(error, self.final, "looked at") from error
+    def _what_is_there(self) -> os.stat_result | None:
+        """Look at what stands in the result's place; None if nothing does."""
+        with as_disk_error(self.final, "looked at"), contextlib.suppress(FileNotFoundError):
+            return os.lstat(self.final)
+        return None
 
-    def _manifest(self) -> Manifest | None:
+    def _manifest(self, facts: os.stat_result) -> Manifest | None:
         """Return the manifest in the result's place, of nobody whom we do not believe."""
-        try:
-            facts = os.lstat(self.final)
-            self._seen = identity_in(facts)
-            with _looked_into(self.final) as folder:
-                refuse_strangers(self.final, facts, os.fstat(folder))
-                return read_manifest(self.final, folder=folder)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise disk_error(error, self.final, "read") from error
+        is_gone = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+        with as_disk_error(self.final, "read"), is_gone, _looked_into(self.final) as folder:
+            refuse_strangers(self.final, facts, os.fstat(folder))
+            return read_manifest(self.final, folder=folder)
+        return None
 
     def missing_or_short(self, manifest: Manifest) -> list[str]:
         """Return the names of published files that are gone or have another size."""
@@ -181,28 +177,21 @@ class ResultDirectory:
         self.partial, self._identity = self._ordinary, identity
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(locked(self.partial))
-            self._held = self._identity_of(folder)
+            with as_disk_error(self.partial, "looked at"):
+                self._held = identity_in(os.fstat(folder))
             if identity is not None and not self._is_ours(folder, identity):
                 self.partial = self._own(identity)
                 stack.enter_context(locked(self.partial))
             yield
-
-    def _identity_of(self, folder: int) -> Identity:
-        try:
-            return identity_in(os.fstat(folder))
-        except OSError as error:
-            raise disk_error(error, self.partial, "looked at") from error
 
     def _own(self, identity: str) -> Path:
         # No task id has a `~`: it is the partial directory of no other task.
         return self.dest / f"{self.task_id}~{identity}{PARTIAL_SUFFIX}"
 
     def _is_ours(self, folder: int, identity: str) -> bool:
-        try:
+        with as_disk_error(self.partial, "claimed"):
             has_own = self._own(identity).is_dir()
             return not has_own and is_claimed_by(identity, folder, self.partial)
-        except OSError as error:
-            raise disk_error(error, self.partial, "claimed") from error
 
     @contextlib.contextmanager
     def _folders(self) -> Iterator[Folders]:
@@ -352,21 +341,15 @@ class ResultDirectory:
             DiskError: the disk refused.
         """
         for partial in self._every_partial():
-            with locked(partial):
-                try:
-                    shutil.rmtree(partial)
-                    sync_directory(self.dest)
-                except OSError as error:
-                    raise disk_error(error, partial, "deleted") from error
+            with locked(partial), as_disk_error(partial, "deleted"):
+                shutil.rmtree(partial)
+                sync_directory(self.dest)
 
     def _every_partial(self) -> list[Path]:
-        try:
+        names: list[str] = []
+        with as_disk_error(self.dest, "listed"), contextlib.suppress(FileNotFoundError):
             # No `glob`: it keeps every pattern, compiled, for as long as a service lives.
             names = os.listdir(self.dest)  # noqa: PTH208 - there may be many
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise disk_error(error, self.dest, "listed") from error
         others = [
             self.dest / name
             for name in names
@@ -376,12 +359,9 @@ class ResultDirectory:
         return [partial for partial in there if not self._is_strangers(partial)]
 
     def _is_strangers(self, partial: Path) -> bool:
-        try:
+        with as_disk_error(partial, "looked at"), contextlib.suppress(FileNotFoundError):
             return is_strangers(partial, os.lstat(partial))
-        except FileNotFoundError:
-            return False  # it has gone, as every one may
-        except OSError as error:
-            raise disk_error(error, partial, "looked at") from error
+        return False  # it has gone, as every one may
 
     def _clear_others(self, names: Set[str]) -> None:
         """Remove what other states have received of a result that is published by now.

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import aiofiles
 
+from downloader.errors import disk_error
 from downloader.ordinary import open_ordinary
 from downloader.transfer.checksum import EMPTY_CRC64, crc64_of
-from downloader.transfer.part_file import disk_error
 
 __all__ = ["crc64_of_file"]
 

@@ -83,8 +83,8 @@ def results_in(path: Path) -> list[Path]:
     """
     if not path.is_dir() or (path / MANIFEST_NAME).exists():
         return [path]
-    found = sorted(one.parent for one in path.rglob(MANIFEST_NAME) if _is_result(one.parent))
-    rest = [path] if not found or _loose(path, path) else []
+    found = sorted(filter(_is_result, _with_manifest(path)))
+    rest = [path] if not found or _loose(path) else []
     return [*found, *rest]
 
 
@@ -92,18 +92,18 @@ def _is_result(directory: Path) -> bool:
     return ASIDE not in directory.name and not _is_unfinished(directory)
 
 
-def _loose(path: Path, directory: Path) -> list[str]:
-    """Name what can be checked in a folder and is in no result below it."""
+def _with_manifest(folder: Path) -> set[Path]:
+    return {manifest.parent for manifest in folder.rglob(MANIFEST_NAME)}
+
+
+def _loose(folder: Path) -> list[str]:
+    """Name what can be checked in a folder without a manifest and is in no result below it."""
+    results = _with_manifest(folder)
     return sorted(
-        found.relative_to(directory).as_posix()
-        for found in path.rglob("*")
-        if found.is_file() and has_check(found.name) and not _is_in_result(found, path)
+        found.relative_to(folder).as_posix()
+        for found in folder.rglob("*")
+        if found.is_file() and has_check(found.name) and results.isdisjoint(found.parents)
     )
-
-
-def _is_in_result(file: Path, folder: Path) -> bool:
-    below = file.parents[: len(file.relative_to(folder).parts) - 1]
-    return any((directory / MANIFEST_NAME).exists() for directory in below)
 
 
 class _Look:
@@ -230,7 +230,7 @@ def _names(path: Path, directory: Path, manifest: Manifest | None, level: Level)
                 f"{path} is no VCF, no index and in no manifest; there is nothing to verify it by"
             )
         return [path.name]
-    names = _loose(path, directory)
+    names = _loose(path)
     if not names:
         raise InvalidArgument(
             f"{path} has no {MANIFEST_NAME} and no VCF or index in it; there is nothing to verify"

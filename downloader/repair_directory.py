@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from downloader.claiming import take_lock
-from downloader.errors import DestinationTaken, DiskError
+from downloader.errors import DestinationTaken, DiskError, as_disk_error, disk_error
 from downloader.folders import FOLDER_FLAGS, Folders, linkless
 from downloader.manifest import Manifest, ManifestFile
+from downloader.ordinary import open_ordinary
 from downloader.syncing import sync_directory, sync_names, write_synced
 from downloader.task_result import PART_SUFFIX, PARTIAL_SUFFIX
-from downloader.transfer.part_file import disk_error
 from state import Checkpoint, Segment, current_owner, describe_owner, is_dead
 from state.checkpoints import is_sound
 
@@ -94,9 +94,8 @@ class Copy:
 
     def remembered(self) -> Checkpoint | None:
         """Return what was noted down, if it makes sense."""
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
         with self._told("read"), contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(self.note, flags, dir_fd=self.folder)
+            descriptor = open_ordinary(self.note, folder=self.folder)
             with open(descriptor, "rb") as file:  # noqa: PTH123 - it is open already
                 return _read(file.read())
         return None
@@ -113,12 +112,8 @@ class Copy:
             self.forget()
             _unlink(self.folder, self.name)
 
-    @contextlib.contextmanager
-    def _told(self, deed: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise disk_error(error, self.path, deed) from error
+    def _told(self, deed: str) -> contextlib.AbstractContextManager[None]:
+        return as_disk_error(self.path, deed)
 
 
 class RepairDirectory:

@@ -14,11 +14,11 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from downloader.errors import DestinationTaken, DiskError
+from downloader.errors import DestinationTaken, DiskError, disk_error
 from downloader.folders import Folders
+from downloader.ordinary import NotOrdinary, open_ordinary
 from downloader.placing import Identity, identity_in, make_no_older
 from downloader.syncing import sync_directory, sync_files, sync_names
-from downloader.transfer.part_file import disk_error
 from downloader.verify import INDEX_SUFFIXES, data_file_of
 
 __all__ = ["PublishedFile"]
@@ -46,15 +46,11 @@ class PublishedFile:
         with self._told("copied"), Folders(self._root) as folders:
             try:
                 folder, base = folders.of(self.name)
-                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-                source = os.open(base, flags, dir_fd=folder)
+                source = open_ordinary(base, folder=folder)
             except FileNotFoundError:
                 return ()
             try:
-                facts = os.fstat(source)
-                if not stat.S_ISREG(facts.st_mode):
-                    raise _in_the_way(self._path)
-                return _copied(source, target, facts.st_size, stopped)
+                return _copied(source, target, os.fstat(source).st_size, stopped)
             finally:
                 os.close(source)
 
@@ -93,7 +89,7 @@ class PublishedFile:
         try:
             yield
         except OSError as error:
-            if error.errno in _IN_THE_WAY:
+            if isinstance(error, NotOrdinary) or error.errno in _IN_THE_WAY:
                 raise _in_the_way(self._path) from error
             raise disk_error(error, self._path, deed) from error
 

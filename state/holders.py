@@ -55,11 +55,8 @@ class Holders(Part):
 
         Returned are the numbers of these tasks.
         """
-        question = select(_TASKS.acquired_by).where(_TASKS.acquired_by.is_not(None)).distinct()
-        with self._database.reading() as connection:
-            owners = connection.execute(question).scalars().all()
         here = current_owner()
-        dead = [owner for owner in owners if owner and is_dead(owner, here=here)]
+        dead = [owner for owner in self._owners() if is_dead(owner, here=here)]
         if not dead:
             return []
         with self._database.writing() as connection:
@@ -71,12 +68,16 @@ class Holders(Part):
         It goes on with its tasks some time, so these are nobody else's.
         """
         until = _TASKS.acquired_until
-        has_ended = (_TASKS.acquired_by.is_not(None), until <= now, until > now - LONGEST)
-        question = select(_TASKS.acquired_by).where(*has_ended).distinct()
-        with self._database.reading() as connection:
-            owners = connection.execute(question).scalars().all()
         here = current_owner()
-        return [owner for owner in owners if owner and is_living(owner, here=here)]
+        owners = self._owners(until <= now, until > now - LONGEST)
+        return [owner for owner in owners if is_living(owner, here=here)]
+
+    def _owners(self, *conditions: ColumnElement[bool]) -> list[str]:
+        """Return who holds tasks that meet every condition."""
+        is_held = _TASKS.acquired_by.is_not(None)
+        question = select(_TASKS.acquired_by).where(is_held, *conditions).distinct()
+        with self._database.reading() as connection:
+            return [owner for owner in connection.execute(question).scalars() if owner]
 
     def _release(self, connection: Connection, owners: Sequence[str]) -> list[int]:
         held = _lock_held_by(connection, owners)

@@ -100,11 +100,11 @@ class Wishes(Part):
 
         What is published stays so.
         """
+        now = self._clock()
         with self._database.writing() as connection:
             found = lock_tasks(connection, [task])
-            if not found or _has_ended(found[0], self._clock()):
+            if not found or _has_ended(found[0], now):
                 return Wanted.ENDED
-            now = self._clock()
             values = {"due_at": None, "updated_at": now, **FREE, **_CANCELLED}
             change_tasks(connection, [task], values)
             tell_all(connection, [task], "cancelled", _CANCELLED["message"], now=now)

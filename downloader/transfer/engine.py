@@ -19,7 +19,7 @@ from downloader.transfer.options import TransferOptions, Transferred
 from downloader.transfer.ranged_get import Version
 from downloader.transfer.restarts import CannotResume, Restarts
 
-__all__ = ["transfer_file"]
+__all__ = ["insist_on_version", "transfer_file"]
 
 
 async def transfer_file(

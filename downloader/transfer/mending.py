@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from downloader.concurrency import in_stoppable_thread
+from downloader.errors import disk_error
 from downloader.progress import Reporter
-from downloader.transfer.part_file import disk_error
 
 __all__ = ["FindDamage", "Mending", "Range"]
 

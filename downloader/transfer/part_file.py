@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
-from downloader.errors import DiskError, DiskFull, disk_error
+from downloader.errors import DiskError, DiskFull, as_disk_error, disk_error
 from downloader.folders import linkless
 from downloader.syncing import sync_names
 from downloader.transfer.part_identity import identity_of
 
-__all__ = ["PAGE_BYTES", "PartFile", "PartFileReplaced", "disk_error"]
+__all__ = ["PAGE_BYTES", "PartFile", "PartFileReplaced"]
 
 PAGE_BYTES = 4096  # what offsets and lengths must be multiples of to pass the page cache by
 _NO_RESERVATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -57,7 +57,7 @@ class PartFile:
         somebody else has just made: he may be writing to it, where no lock has kept us apart, and
         `confirm` tells him.
         """
-        with _told(path, "opened"), linkless(path.parent) as folder:
+        with as_disk_error(path, "opened"), linkless(path.parent) as folder:
             if anew and cls.size_on_disk(path) is not None:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path.name, dir_fd=folder)
@@ -72,7 +72,7 @@ class PartFile:
     def remove(path: Path) -> None:
         """Remove the file, if it is there; no link leads to another one."""
         is_gone = contextlib.suppress(FileNotFoundError)
-        with _told(path, "removed"), is_gone, linkless(path.parent) as folder:
+        with as_disk_error(path, "removed"), is_gone, linkless(path.parent) as folder:
             os.unlink(path.name, dir_fd=folder)
 
     @staticmethod
@@ -98,7 +98,7 @@ class PartFile:
         Raises:
             DiskFull: less than `keep_free` bytes would stay free on the disk.
         """
-        with _told(self.path, f"given {size} bytes"):
+        with as_disk_error(self.path, f"given {size} bytes"):
             self._check_space(size, keep_free)
             if os.fstat(self._descriptor).st_size > size:
                 os.ftruncate(self._descriptor, size)
@@ -119,7 +119,7 @@ class PartFile:
     def write(self, offset: int, buffers: Sequence[bytes | memoryview]) -> int:
         """Write the buffers one after the other from `offset`; return how many bytes that was."""
         written = 0
-        with _told(self.path, "written"):
+        with as_disk_error(self.path, "written"):
             for first in range(0, len(buffers), _MAX_BUFFERS):
                 written += self._write_all(offset + written, buffers[first : first + _MAX_BUFFERS])
         return written
@@ -142,7 +142,7 @@ class PartFile:
         descriptor = self._direct_descriptor()
         if descriptor is None:
             return 0
-        with _told(self.path, "written"):
+        with as_disk_error(self.path, "written"):
             try:
                 return os.pwrite(descriptor, buffer, offset)
             except OSError as error:
@@ -182,7 +182,7 @@ class PartFile:
         """Read [start, stop) back from the disk, at most `length` bytes at a time."""
         position = start
         while position < stop:
-            with _told(self.path, "read back"):
+            with as_disk_error(self.path, "read back"):
                 chunk = os.pread(self._descriptor, min(length, stop - position), position)
             if not chunk:
                 raise DiskError(f"{self.path} became shorter while it was in use")
@@ -198,7 +198,7 @@ class PartFile:
         The kernel tells of a failed sync once and takes the lost pages for clean afterwards, so
         a file that could not be synced stays so.
         """
-        with _told(self.path, "synced"):
+        with as_disk_error(self.path, "synced"):
             if self._sync_error is not None:
                 raise self._sync_error
             try:
@@ -222,7 +222,7 @@ class PartFile:
             PartFileReplaced: it leads to another file.
             DiskError: it leads nowhere, or somebody has changed the file's size.
         """
-        with _told(self.path, "looked at"):
+        with as_disk_error(self.path, "looked at"):
             ours, there = os.fstat(self._descriptor), os.lstat(self.path)
         if not os.path.samestat(ours, there):
             raise PartFileReplaced(_meddled_with(self.path, "replaced"))
@@ -271,14 +271,6 @@ def _no_ordinary_file(path: Path) -> DiskError:
         f"{path} is no ordinary file of its own; move it away, put back what was there if you have "
         "it, and run the same command again"
     )
-
-
-@contextlib.contextmanager
-def _told(path: Path, deed: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(error, path, deed) from error
 
 
 def _reserve_blocks(descriptor: int, size: int) -> bool:

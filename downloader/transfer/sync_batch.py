@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from downloader.concurrency import in_thread, outlasting
-from downloader.errors import DiskError
+from downloader.errors import DiskError, as_disk_error
 from downloader.syncing import sync_names
-from downloader.transfer.part_file import PartFile, disk_error
+from downloader.transfer.part_file import PartFile
 from state.records import Checkpoint
 
 __all__ = ["SyncBatch"]
@@ -98,10 +98,8 @@ class SyncBatch:
 
 def _sync_names(directories: Iterable[Path]) -> None:
     for directory in directories:
-        try:
+        with as_disk_error(directory, "synced"):
             sync_names([directory])
-        except OSError as error:
-            raise disk_error(error, directory, "synced") from error
 
 
 def _synced(share: Sequence[_Arrival]) -> tuple[dict[int, DiskError], set[Path]]:

@@ -36,6 +36,7 @@ def test_the_tree_is_read_whole():
     assert {name for name, *_ in TREE} == {each.__name__ for each in every_class(DownloaderError)}
     assert set(errors.__all__) == {name for name, *_ in TREE} | {
         "DownloaderError",
+        "as_disk_error",
         "disk_error",
         "redacted",
     }
