@@ -37,7 +37,8 @@ from state.task_rows import FREE, change_tasks, lock_numbers
 
 __all__ = ["is_any_damaged", "put_right"]
 
-FARTHEST = timedelta(days=30)  # nobody puts anything off for so long
+# No setting puts anything off for so long. What a clock that was ahead has put off, `wake` finds.
+FARTHEST = timedelta(days=20 * 365)
 EVENTS = ("complete", "failure")
 
 _TASKS = schema.tasks.c

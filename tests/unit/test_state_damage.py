@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 from contextlib import closing, suppress
+from datetime import timedelta
 from itertools import product
 
 import pytest
@@ -243,6 +244,15 @@ def test_a_state_that_is_whole_has_nothing_to_put_right(store, task, clock):
 
 def taken_by(store, owner):
     return [task.id for task in store.agenda.take_due(owner, 9, lease_seconds=LEASE)]
+
+
+def test_what_is_put_off_as_long_as_a_setting_allows_is_not_damaged(store, task, clock):
+    """`poll_max_interval` may be ten years, and a history must not speak of damage then."""
+    [taken] = store.agenda.take_due("somebody", 1, lease_seconds=LEASE)
+    later = clock() + timedelta(days=3650)
+    assert store.agenda.put_off(taken.id, "somebody", later)
+    assert store.put_right() == 0
+    assert store.get_task(task).due_at == later
 
 
 def test_a_task_whose_time_is_none_is_due_again(store, task):
