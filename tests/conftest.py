@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -63,6 +64,16 @@ def pytest_runtest_makereport(item):
             report.outcome = "failed"
             report.longrepr = f"secrets were told or kept: {'; '.join(found)}"
     return report
+
+
+@pytest.fixture
+def tmp_path(tmp_path_factory, request):
+    """Give a directory of the test's own, as pytest does.
+
+    That one numbers them, and looks at all the others each time: with thousands, for seconds.
+    """
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=tmp_path_factory.getbasetemp()))
 
 
 @pytest.fixture(autouse=True)

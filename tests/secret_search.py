@@ -15,14 +15,17 @@ __all__ = ["SECRETS", "leaks", "leaks_below", "leaks_in_sections"]
 # What the sandbox's other side must not see again, and would not know by its form.
 SECRETS = (Sandbox.app_secret, "sandbox-access-key-not-real")
 # What makes a link valid is one, whatever its value is.
-SIGNED = re.compile(r"(?i)(?:signature|security-token|ossaccesskeyid)(?:=|%3D)[\w%]+")
+MARKS = ("signature", "security-token", "ossaccesskeyid")
+SIGNED = re.compile(rf"(?i)(?:{'|'.join(MARKS)})(?:=|%3D)[\w%]+")
 # What the program writes; whatever else is there, a test has written.
 KEPT = re.compile(r"bge-.*\.(json|part)|(SHA256|MD5)SUMS|.*\.db(-wal|-shm|-journal)?")
 
 
 def leaks(text: str, secrets: Iterable[str] = SECRETS) -> list[str]:
     """Return the secrets in the text."""
-    return [*(secret for secret in secrets if secret in text), *SIGNED.findall(text)]
+    folded = text.lower()  # to look for words in that is a hundred times quicker
+    signed = SIGNED.findall(text) if any(mark in folded for mark in MARKS) else []
+    return [*(secret for secret in secrets if secret in text), *signed]
 
 
 def leaks_below(directory: Path) -> Iterator[str]:

@@ -9,6 +9,7 @@ import signal
 import struct
 import termios
 
+import pytest
 from e2e_helpers import MIB, until
 
 from downloader.sandbox import Fault, samples
@@ -90,6 +91,7 @@ async def test_bars_are_drawn_with_bytes_rate_and_time_left_and_leave_a_clean_sc
         assert ended.stdout == f"{program.dest / 'task'}\n"
 
 
+@pytest.mark.thorough
 async def test_an_interrupted_run_leaves_one_sentence_where_the_bars_were(program, sandbox):
     sandbox.add_task({"run/data.bin": samples.incompressible(6 * MIB)}, task_id="task")
     sandbox.store.inject(Fault.STALL, covering=0, after=3 * MIB)

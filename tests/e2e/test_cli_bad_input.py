@@ -90,6 +90,7 @@ async def test_missing_credentials_are_told_with_every_way_to_give_them(bare):
     assert "app_secret_file" in sentence
 
 
+@pytest.mark.thorough
 async def test_a_wrong_secret_ends_at_once_in_the_platforms_own_words(program, sandbox):
     """No retry can mend it, so the platform is asked once."""
     task_id = sandbox.add_task(PAIR)
@@ -99,6 +100,7 @@ async def test_a_wrong_secret_ends_at_once_in_the_platforms_own_words(program, s
     assert sandbox.platform.refused == [("task_result", 1400)]
 
 
+@pytest.mark.thorough
 async def test_a_state_that_is_no_database_is_named_and_left_as_it_is(bare):
     bare.state.parent.mkdir()
     bare.state.write_bytes(b"my thesis, only copy\n" * 100)
@@ -107,6 +109,7 @@ async def test_a_state_that_is_no_database_is_named_and_left_as_it_is(bare):
     assert "not a database" in sentence
 
 
+@pytest.mark.thorough
 async def test_a_destination_that_cannot_be_written_is_found_before_anything_is_asked(
     program, sandbox
 ):
@@ -195,6 +198,7 @@ async def test_closed_standard_streams_are_never_taken_for_files(program, sandbo
     assert (program.dest / task_id).exists()
 
 
+@pytest.mark.thorough
 async def test_a_stranger_in_the_results_place_is_not_touched(program, sandbox):
     """It is told before anything is asked for."""
     task_id = sandbox.add_task(PAIR)
@@ -207,6 +211,7 @@ async def test_a_stranger_in_the_results_place_is_not_touched(program, sandbox):
     assert sandbox.platform.calls == []
 
 
+@pytest.mark.thorough
 async def test_a_platform_that_is_not_there_is_one_sentence(bare):
     ended = await bare.run("fetch", "task", "--max-retries", "1")
     assert ended.exit_code == 1

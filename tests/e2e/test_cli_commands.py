@@ -95,6 +95,7 @@ async def test_verify_finds_a_flipped_byte_by_path_and_by_task(program, sandbox)
     assert told.events[0]["ok"] is False
 
 
+@pytest.mark.thorough
 async def test_verify_takes_one_file_and_a_folder_of_anybodys(program):
     (program.cwd / "a.vcf.gz").write_bytes(VCF)
     (program.cwd / "a.vcf.gz.tbi").write_bytes(TBI)
@@ -112,6 +113,7 @@ async def test_verify_of_what_is_not_there_is_a_usage_error(program):
 
 
 @pytest.mark.parametrize("target", ["/dev/null", "/etc/passwd", "data.bin"])
+@pytest.mark.thorough
 async def test_verify_of_what_nothing_can_prove_is_a_usage_error(program, target):
     (program.cwd / "data.bin").write_bytes(b"anything")
     ended = await program.run("verify", target)
@@ -133,6 +135,7 @@ async def test_doctor_finds_nothing_wrong_and_changes_nothing(program):
     assert tree(program.cwd.parent) == before
 
 
+@pytest.mark.thorough
 async def test_doctor_names_a_wrong_secret_and_the_mend(program):
     ended = await program.run("doctor", "--json", environment={"BGE_APP_SECRET": "wrong"})
     assert ended.exit_code == 1
@@ -160,6 +163,7 @@ CALLS = {
 }
 
 
+@pytest.mark.thorough
 async def test_api_prints_the_documents_json(program):
     """With text in its own script, as the document has it."""
     ends = [await program.run("api", name, *given) for name, (given, _) in CALLS.items()]
@@ -217,6 +221,7 @@ async def test_a_fetch_with_exactly_what_the_sandbox_prints_works(program, tmp_p
     assert "platform task_result -> code 0" in end.stderr
 
 
+@pytest.mark.thorough
 async def test_the_sandbox_says_what_is_wrong_with_its_folder_and_its_rate(program):
     empty = await program.run("sandbox", "--data", program.home)
     assert empty.exit_code == 2

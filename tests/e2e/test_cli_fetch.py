@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import pytest
 from e2e_helpers import PAIR, TBI, VCF, published, tree
 
 from downloader.sandbox import samples
@@ -87,6 +88,7 @@ async def test_json_is_one_object_a_line_and_the_last_of_a_task_is_how_it_ended(
     assert failed["message"] in ended.stderr
 
 
+@pytest.mark.thorough
 async def test_quiet_says_nothing_but_errors(program, sandbox):
     good = sandbox.add_task(PAIR)
     ended = await program.run("fetch", "--quiet", good, add_failed(sandbox))
@@ -95,6 +97,7 @@ async def test_quiet_says_nothing_but_errors(program, sandbox):
     assert "has failed (FAILURE)" in ended.sentence
 
 
+@pytest.mark.thorough
 async def test_no_wait_asks_once(program, sandbox):
     task_id = sandbox.add_task(PAIR)
     ended = await program.run("fetch", task_id, "--no-wait")
@@ -118,6 +121,7 @@ async def test_a_task_that_failed_there_is_told_in_the_platforms_words(program, 
     assert ended.sentence.endswith("has failed (FAILURE): 样本不存在 (no such sample)")
 
 
+@pytest.mark.thorough
 async def test_a_damaged_vcf_is_never_published(program, sandbox):
     """The store's checksum is right, for the store has the damage too; its bytes are kept."""
     ended = await program.run("fetch", add_damaged(sandbox), "--quiet")
@@ -127,12 +131,14 @@ async def test_a_damaged_vcf_is_never_published(program, sandbox):
     assert [path.name for path in program.dest.iterdir()] == ["damaged.partial"]
 
 
+@pytest.mark.thorough
 async def test_a_file_that_is_not_in_the_store_fails_the_task(program, sandbox):
     ended = await program.run("fetch", sandbox.add_task(["gone.vcf.gz"]), "--quiet")
     assert (ended.exit_code, ended.stdout) == (1, "")
     assert "NoSuchKey" in ended.sentence
 
 
+@pytest.mark.thorough
 async def test_checksum_files_are_what_their_tools_would_write(program, sandbox):
     sandbox.add_task({"run/x/a.bin": b"abc", "run/y/a.bin": b""}, task_id="sums")
     ended = await program.run("fetch", "sums", "--checksums", "sha256,md5")

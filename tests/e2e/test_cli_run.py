@@ -88,6 +88,7 @@ async def test_an_endpoint_that_is_none_is_a_wrong_setting(program):
     assert tree(program.cwd.parent) == before
 
 
+@pytest.mark.thorough
 async def test_a_state_that_is_none_is_named_and_left_as_it_is(program):
     program.state.parent.mkdir()
     program.state.write_bytes(b"my thesis, only copy\n" * 100)
@@ -129,6 +130,7 @@ async def test_two_services_share_a_state_and_do_nothing_twice(program, sandbox,
 # Stop
 
 
+@pytest.mark.thorough
 async def test_a_signal_in_a_transfer_drains_and_the_next_service_goes_on(program, sandbox, typed):
     running = await transferring(program, sandbox, typed)
     ended = await stopped(running)
@@ -181,6 +183,7 @@ async def test_killed_in_a_transfer_it_goes_on_where_the_last_checkpoint_was(
 # SIGHUP
 
 
+@pytest.mark.thorough
 async def test_other_settings_are_taken_at_sighup_and_bad_ones_are_not(program, sandbox, typed):
     file = program.cwd / "bge-downloader.toml"
     running = await service(program)
@@ -254,6 +257,7 @@ async def test_the_log_is_json_lines_without_secrets_and_without_progress(progra
         assert secret not in ended.stderr
 
 
+@pytest.mark.thorough
 async def test_a_task_that_is_removed_while_it_is_asked_for_is_gone(program, sandbox, typed, store):
     sandbox.add_task(PAIR, task_id="task", states=("SUCCESS",))
     asked = sandbox.platform.inject(PlatformFault.HANG)

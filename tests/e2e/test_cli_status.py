@@ -179,6 +179,7 @@ def test_of_tasks_that_are_not_all_known_none_is_shown(typed, store):
 # The service
 
 
+@pytest.mark.thorough
 async def test_a_service_at_work_is_named_and_so_is_what_holds_it_up(program, sandbox, typed):
     sandbox.add_task(PAIR, task_id="task", states=("SUCCESS",))
     running = await service(program, BGE_MIN_FREE_SPACE="1000T")

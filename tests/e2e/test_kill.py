@@ -86,6 +86,7 @@ async def test_the_follower_takes_over_from_one_that_was_killed(program, sandbox
     assert published(program.dest / "task") == {"data.bin": BIG}
 
 
+@pytest.mark.thorough
 async def test_status_does_not_call_a_dead_process_busy(program, first):
     assert "transferring" in (await program.run("status")).stdout
     first.signal(signal.SIGKILL)
@@ -93,6 +94,7 @@ async def test_status_does_not_call_a_dead_process_busy(program, first):
     assert "interrupted" in (await program.run("status")).stdout
 
 
+@pytest.mark.thorough
 async def test_with_two_states_the_second_process_keeps_its_hands_off(program, sandbox, first):
     """The state does not tell it of the first one; the lock on the directory does."""
     other = program.state.with_name("other.db")

@@ -20,6 +20,10 @@ pytest_plugins = ["cli_helpers", "e2e_helpers"]
 TOKEN = "sts-token-of-nobody"
 WEBHOOK_TOKEN, WEBHOOK_SECRET = "webhook-token-of-nobody", "webhook-secret-of-nobody"
 PASSWORD = "database-password-of-nobody"
+COMMANDS = [
+    ["fetch", "t"],
+    *(pytest.param([name], marks=pytest.mark.thorough) for name in ("status", "run", "doctor")),
+]
 # Notes what it is called with and what it finds around itself, and fails the first time.
 HOOK = """
 import os, pathlib, sys
@@ -172,7 +176,7 @@ async def test_the_service_tells_and_keeps_no_secret(program, sandbox, typed, re
     } == {}
 
 
-@pytest.mark.parametrize("arguments", [["status"], ["fetch", "t"], ["run"], ["doctor"]], ids=str)
+@pytest.mark.parametrize("arguments", COMMANDS, ids=str)
 async def test_a_database_password_is_refused_as_an_argument_and_not_repeated(program, arguments):
     """All users see arguments, and a fetch that is interrupted prints them."""
     state = f"postgresql+psycopg://me:{PASSWORD}@127.0.0.1:1/db"
@@ -182,7 +186,7 @@ async def test_a_database_password_is_refused_as_an_argument_and_not_repeated(pr
     assert PASSWORD not in ended.stderr + ended.stdout
 
 
-@pytest.mark.parametrize("arguments", [["status"], ["fetch", "t"], ["run"], ["doctor"]], ids=str)
+@pytest.mark.parametrize("arguments", COMMANDS, ids=str)
 async def test_a_database_that_cannot_be_reached_is_named_without_its_password(program, arguments):
     state = f"postgresql+psycopg://me:{PASSWORD}@127.0.0.1:1/db"
     running = await program.start(*arguments, environment={"BGE_STATE": state})

@@ -151,6 +151,7 @@ async def test_a_signal_while_the_files_are_verified(program, sandbox, tmp_path)
     assert sandbox.store.bytes_served <= 2  # a byte of each file, to ask for its version
 
 
+@pytest.mark.thorough
 async def test_json_tells_each_unfinished_task_and_no_size_that_nobody_knows(program, sandbox):
     done, waiting = sandbox.add_task(PAIR), sandbox.add_task(PAIR, states=("PENDING",))
     running = await program.start("fetch", done, waiting, "--json", "--quiet")
@@ -162,6 +163,7 @@ async def test_json_tells_each_unfinished_task_and_no_size_that_nobody_knows(pro
     assert told == [{**interrupted, "exit_code": 130}]
 
 
+@pytest.mark.thorough
 async def test_quiet_is_quiet_when_interrupted_too(program, sandbox):
     task_id = sandbox.add_task(PAIR)
     held = sandbox.platform.inject(PlatformFault.HANG)
@@ -171,6 +173,7 @@ async def test_quiet_is_quiet_when_interrupted_too(program, sandbox):
     assert (ended.exit_code, ended.stdout, ended.stderr) == (130, "", "")
 
 
+@pytest.mark.thorough
 async def test_an_interrupted_demo_takes_its_fetch_with_it(program, tmp_path):
     demo = await program.start("demo", "--dest", tmp_path / "demo", "--records", "2000")
     await demo.says("PENDING")  # the fetch's own words

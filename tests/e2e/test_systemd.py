@@ -183,6 +183,7 @@ async def test_with_an_account_results_may_go_anywhere(machine, sandbox):
     assert machine.path(f"{ELSEWHERE}/{task_id}").stat().st_uid == ACCOUNT
 
 
+@pytest.mark.thorough
 async def test_a_task_that_failed_there_fails_its_unit_in_the_platforms_words(machine, sandbox):
     task_id = sandbox.add_task(states=("FAILURE",), result="no such sample")
     await systemctl(machine, "start", fetch_unit(task_id), check=False)

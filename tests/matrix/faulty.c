@@ -30,9 +30,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#if __WORDSIZE != 64
-#error "offsets are passed in one register"
-#endif
+#include "preloading.h"
 
 /* The same names, in the same order, are in faulty.py. */
 enum kind {
@@ -55,8 +53,6 @@ struct orders {
     char root[PATH_MAX];                               /* of no length: no call fails */
     char begins[PATH_MAX];                             /* in the path whose opening is moment 1 */
 };
-
-typedef char path_t[PATH_MAX];
 
 static struct orders *orders;
 static int has_begun;
@@ -117,15 +113,6 @@ static int fails(const char *path)
     __atomic_add_fetch(&orders->refused, 1, __ATOMIC_SEQ_CST);
     errno = orders->code;
     return 1;
-}
-
-static int link_of(int fd, path_t place)
-{
-    char proc[64];
-    snprintf(proc, sizeof proc, "/proc/self/fd/%d", fd);
-    ssize_t length = syscall(SYS_readlinkat, AT_FDCWD, proc, place, PATH_MAX - 1);
-    place[length < 0 ? 0 : length] = 0;
-    return length > 0;
 }
 
 static int fails_on_open(enum kind kind, int fd)

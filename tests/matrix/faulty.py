@@ -10,13 +10,10 @@ import ctypes
 import enum
 import mmap
 import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Collection
 from pathlib import Path
 
-__all__ = ["Call", "Orders", "build_faulty_libc"]
+__all__ = ["SOURCE", "Call", "Orders"]
 
 SOURCE = Path(__file__).with_name("faulty.c")
 FOR_EVER = 2**32 - 1
@@ -103,14 +100,3 @@ class Orders:
     def happened(self) -> bool:
         """Tell whether a call has failed, or a signal was sent."""
         return bool(self._there.refused or self._there.sent)
-
-
-def build_faulty_libc(directory: Path) -> Path | None:
-    """Compile it; None where there is no C compiler."""
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if compiler is None or sys.platform != "linux" or sys.maxsize < 2**32:
-        return None
-    library = directory / "faulty.so"
-    flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]
-    subprocess.run([compiler, *flags, "-o", library, SOURCE], check=True)
-    return library

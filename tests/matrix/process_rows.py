@@ -86,22 +86,15 @@ async def _one_after_the_other(story: Story) -> Outcome:
         return await second.ends()
 
 
-async def _the_first_gets(story: Story, number: int) -> Outcome:
+async def _one_of_two_gets(story: Story, number: int, *, is_first: bool) -> Outcome:
+    """Send a signal to the first, or to the second that follows it; return how the other ends."""
     async with _held_up(story) as first, started(story) as second:
         await second.says(FOLLOWS)
-        first.signal(number)
-        assert (await first.ends()).exit_code == 128 + number
+        one, other = (first, second) if is_first else (second, first)
+        one.signal(number)
+        assert (await one.ends()).exit_code == 128 + number
         story.store.clear_faults()
-        return await second.ends()
-
-
-async def _the_second_gets(story: Story, number: int) -> Outcome:
-    async with _held_up(story) as first, started(story) as second:
-        await second.says(FOLLOWS)
-        second.signal(number)
-        assert (await second.ends()).exit_code == 128 + number
-        story.store.clear_faults()
-        return await first.ends()
+        return await other.ends()
 
 
 async def _at_once(story: Story, count: int) -> Outcome:
@@ -283,20 +276,20 @@ SEVERAL = [
     ),
     _row(
         "two with one state, and the first is killed",
-        functools.partial(_the_first_gets, number=signal.SIGKILL),
+        functools.partial(_one_of_two_gets, number=signal.SIGKILL, is_first=True),
         happens="the second one goes on from the last checkpoint",
         again=THE_FILE,
     ),
     _row(
         "two with one state, and the first is interrupted",
-        functools.partial(_the_first_gets, number=signal.SIGINT),
+        functools.partial(_one_of_two_gets, number=signal.SIGINT, is_first=True),
         happens="the first one drains, and the second one goes on",
         again=UNSAVED,
     ),
     *(
         _row(
             f"two with one state, and the second is {words}",
-            functools.partial(_the_second_gets, number=number),
+            functools.partial(_one_of_two_gets, number=number, is_first=False),
             happens="the first one does not notice",
         )
         for words, number in (("killed", signal.SIGKILL), ("interrupted", signal.SIGTERM))

@@ -18,9 +18,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO
 
+import preloading
 import pytest
 
-from matrix.faulty import Orders, build_faulty_libc
+from matrix.faulty import SOURCE, Orders
 from matrix.story import FIRST_LENGTH, Outcome, Story
 
 __all__ = ["Process", "as_a_process", "close_launcher", "orders_for", "program", "started"]
@@ -75,7 +76,7 @@ def _launcher() -> tuple[subprocess.Popen, socket.socket]:
 
 @functools.cache
 def _faulty_libc() -> Path | None:
-    return build_faulty_libc(Path(tempfile.mkdtemp(prefix="bge-test-")))
+    return preloading.build(SOURCE, Path(tempfile.mkdtemp(prefix="bge-test-")))
 
 
 def _preloaded() -> dict[str, str]:

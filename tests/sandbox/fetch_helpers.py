@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 
 from downloader.api import AsyncPrivateAPI
+from downloader.errors import DownloaderError
 from downloader.fetch import FetchOptions, fetch_task
 from downloader.hosts import HostRules
 from downloader.polling import PollOptions
@@ -235,3 +236,13 @@ async def other_store(rig):
     """A second door to the same state file, as a second process has it."""
     async with await AsyncStore.open(rig.state_path) as store:
         yield store
+
+
+def outcome_of(doing):
+    """Let somebody do all that is left of it; return the error, if that is how it ends."""
+    try:
+        for _ in doing:
+            pass
+    except DownloaderError as error:
+        return error
+    return None

@@ -13,7 +13,7 @@ import random
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from fetch_helpers import NOTES, Heard
+from fetch_helpers import NOTES, Heard, outcome_of
 from test_security_paths import Moments, manifest_of
 
 from downloader import holding
@@ -68,16 +68,6 @@ def steps(place, content, identity):
                 identities[name] = part.confirm(len(data))
             yield
         place.publish(manifest_of(content), identity_of=identities.__getitem__)
-
-
-def outcome_of(doing):
-    """Let somebody do all that is left of it; return the error, if that is how it ends."""
-    try:
-        for _ in doing:
-            pass
-    except DownloaderError as error:
-        return error
-    return None
 
 
 def insist_on_a_whole_result(place, *contents):

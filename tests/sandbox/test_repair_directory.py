@@ -11,10 +11,11 @@ import random
 import stat
 
 import pytest
+from fetch_helpers import outcome_of
 from test_security_paths import Moments, look_around, manifest_of
 
 from downloader import repair_directory
-from downloader.errors import DestinationTaken, DiskError, DownloaderError
+from downloader.errors import DestinationTaken, DiskError
 from downloader.placing import identity_in
 from downloader.repair_directory import RepairDirectory, held_for_repair, told_of_leftovers
 from downloader.replacing import PublishedFile
@@ -94,16 +95,6 @@ def steps(result, resumed=None):
                 copy.remove()
         finally:
             place.close()
-
-
-def outcome_of(doing):
-    """Let somebody do all that is left of it; return the error, if that is how it ends."""
-    try:
-        for _ in doing:
-            pass
-    except DownloaderError as error:
-        return error
-    return None
 
 
 def files_in(result):

@@ -4,10 +4,11 @@ import os
 import tempfile
 from pathlib import Path
 
+import preloading
 import pytest
 
 from downloader.sandbox import Sandbox
-from torture.recording import build_recorder
+from torture.recording import SOURCE
 from torture.recovery import TASK
 from torture.scenes import FILES, Torture
 
@@ -20,7 +21,7 @@ collect_ignore = [] if os.environ.get("BGE_TEST_TORTURE") else LONG
 
 @pytest.fixture(scope="session")
 def recorder(tmp_path_factory):
-    library = build_recorder(tmp_path_factory.mktemp("recorder"))
+    library = preloading.build(SOURCE, tmp_path_factory.mktemp("recorder"))
     if library is None:
         pytest.skip("no recorder: there is no C compiler (cc, gcc or clang) or no 64-bit Linux")
     return library

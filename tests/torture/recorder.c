@@ -29,9 +29,7 @@
 #include <unistd.h>
 #include <utime.h>
 
-#if __WORDSIZE != 64
-#error "offsets are passed in one register"
-#endif
+#include "preloading.h"
 
 /* The same numbers are in recording.py. */
 enum kind {
@@ -43,8 +41,6 @@ struct record {
     uint32_t kind, thread, path_length, other_length;
     uint64_t began, inode, offset, length, data_length;
 };
-
-typedef char path_t[PATH_MAX];
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int log_fd = -1;
@@ -117,15 +113,6 @@ static const char *below_root(const char *path)
     if (path[root_length] == '/')
         return path + root_length + 1;
     return path[root_length] ? NULL : path + root_length;
-}
-
-static int link_of(int fd, path_t place)
-{
-    char proc[64];
-    snprintf(proc, sizeof proc, "/proc/self/fd/%d", fd);
-    ssize_t length = syscall(SYS_readlinkat, AT_FDCWD, proc, place, PATH_MAX - 1);
-    place[length < 0 ? 0 : length] = 0;
-    return length > 0;
 }
 
 static const char *path_of(int directory, const char *path, path_t place)

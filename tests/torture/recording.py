@@ -6,16 +6,13 @@ import asyncio
 import contextlib
 import enum
 import os
-import shutil
 import stat
 import struct
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Facts", "Kind", "Operation", "build_recorder", "record"]
+__all__ = ["SOURCE", "Facts", "Kind", "Operation", "record"]
 
 HEAD = struct.Struct("=4I5Q")
 FACTS = struct.Struct("=4IQ")
@@ -87,17 +84,6 @@ class Operation:
         target = f" -> {self.other}" if self.other else ""
         span = f" [{self.offset}, +{self.length})" if self.kind is Kind.WRITE else ""
         return f"#{self.number} {self.kind.name.lower()} {self.path}{target}{span}"
-
-
-def build_recorder(directory: Path) -> Path | None:
-    """Compile the recorder; None where there is no C compiler."""
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if compiler is None or sys.platform != "linux" or sys.maxsize < 2**32:
-        return None
-    library = directory / "recorder.so"
-    flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]
-    subprocess.run([compiler, *flags, "-o", library, SOURCE], check=True)
-    return library
 
 
 async def record(

@@ -42,6 +42,7 @@ async def test_a_resumed_fetch_survives_crashes(torture):
     assert tally.failures == []
 
 
+@pytest.mark.thorough
 async def test_a_repair_survives_crashes(torture):
     """Each published file is what it was, or whole, and no copy stays in the way."""
     damaged = await torture.damage()

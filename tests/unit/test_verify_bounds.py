@@ -66,7 +66,7 @@ def refusal(start_python, path, level):
     return start_python(CHECK, path, level).communicate()[0]
 
 
-@pytest.mark.parametrize("level", ["full", "quick"])
+@pytest.mark.parametrize("level", ["full", pytest.param("quick", marks=pytest.mark.thorough)])
 def test_a_line_without_an_end_does_not_fill_the_memory(start_python, tmp_path, level):
     """1 MB of it took 1.6 GB: htslib holds a line several times over."""
     endless = repeated(b"a", 600 * MIB)
@@ -76,6 +76,7 @@ def test_a_line_without_an_end_does_not_fill_the_memory(start_python, tmp_path, 
     assert told.startswith("a.vcf.gz has a line of more than 128.0 MiB that takes only ")
 
 
+@pytest.mark.thorough
 def test_a_quick_check_asks_for_no_line_without_an_end(start_python, tmp_path):
     """It reads the first records, and then the first of the last contig, wherever that is."""
     first = b"".join(b"1\t%d\t.\tA\tC\t.\t.\t.\n" % (at + 1) for at in range(2000))
@@ -98,7 +99,9 @@ INDEXES = {
 }
 
 
-@pytest.mark.parametrize("kind", INDEXES)
+@pytest.mark.parametrize(
+    "kind", ["chunks", "windows", pytest.param("names", marks=pytest.mark.thorough)]
+)
 def test_an_index_that_claims_too_much_does_not_fill_the_memory(start_python, tmp_path, kind):
     """172 KB of it took 1.1 GB, 675 KB took 3.4 GB."""
     head, sentence = INDEXES[kind]
